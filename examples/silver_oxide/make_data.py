@@ -1,0 +1,42 @@
+"""Random structure search that made the training data: Ag-O on Ag(111) in small cells, SevenNet-0.
+
+    python examples/silver_oxide/make_data.py runs/silver_oxide.db --rounds 5
+
+Four cells of 7 to 9 (1x1) units, ten compositions each, from low to high oxygen; two layers, the lower one fixed,
+lattice constant 4.167 Å. No p(4x4) cell is among them, and nothing is placed by hand. Stop it at any moment and run it
+again: it goes on where it was. A round is four samples of each composition in each cell.
+"""
+
+import argparse
+import sys
+
+from adlayer.energies.search import search
+from adlayer.structures.store import connect
+from adlayer.structures.substrate import build_substrate
+
+FORMULAS = {
+    "p(4x2)": "Ag6O3 Ag5O3 Ag6O4 Ag5O2 Ag6O2 Ag5O4 Ag4O2 Ag4O4 Ag3O3 Ag5O",
+    "p(3x3)": "Ag6O3 Ag7O3 Ag7O4 Ag6O4 Ag5O3 Ag7O2 Ag6O2 Ag4O3 Ag5O5 Ag6O",
+    "c(4x4)": "Ag6O3 Ag5O3 Ag6O4 Ag5O2 Ag6O2 Ag5O4 Ag4O2 Ag4O4 Ag3O3 Ag5O",
+    "(r7xr7)R19.1": "Ag5O3 Ag5O2 Ag4O2 Ag5O4 Ag4O3 Ag6O3 Ag3O2 Ag4O4 Ag3O3 Ag4O",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("database")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=None)
+    arguments = parser.parse_args()
+    database = connect(arguments.database)
+    for samples in range(4, 4 * arguments.rounds + 1, 4):
+        for cell, formulas in FORMULAS.items():
+            substrate = build_substrate(
+                "Ag(111)", cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0)
+            )
+            summary = search(substrate, formulas.split(), samples, database, workers=arguments.workers)
+            print(f"{cell}: {summary.n} relaxed, {summary.n_converged} converged", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

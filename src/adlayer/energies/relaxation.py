@@ -1,0 +1,105 @@
+"""Local relaxation of one structure with any ASE calculator, its path recorded.
+
+The path holds forces of *all* atoms, those under ``FixAtoms`` too: it is what a force field learns from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.optimize import BFGS
+
+
+@dataclass(frozen=True)
+class Path:
+    """Frames of a relaxation: ``positions`` (T, N, 3) Å, ``energies`` (T,) eV, ``forces`` (T, N, 3) eV/Å, unconstrained."""
+
+    positions: np.ndarray
+    energies: np.ndarray
+    forces: np.ndarray
+
+    def thin(self, frames: int) -> Path:
+        """At most ``frames`` of the path, first and last kept, evenly spaced in energy change plus displacement."""
+        if len(self.energies) <= frames:
+            return self
+        moved = np.linalg.norm(np.diff(self.positions, axis=0), axis=-1).max(axis=1)
+        measure = np.abs(np.diff(self.energies))
+        length = np.concatenate([[0.0], np.cumsum(measure / max(measure.sum(), 1e-9) + moved / max(moved.sum(), 1e-9))])
+        keep = np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], frames)).clip(0, len(length) - 1))
+        return Path(self.positions[keep], self.energies[keep], self.forces[keep])
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Outcome of a relaxation. ``atoms`` carries the final energy and forces in a ``SinglePointCalculator``."""
+
+    atoms: Atoms
+    energy: float  # eV
+    fmax: float  # eV/Å, largest force on a free atom
+    n_steps: int
+    n_force_calls: int
+    converged: bool
+    path: Path
+
+
+def relax(
+    atoms: Atoms,
+    calculator: BaseCalculator,
+    *,
+    fmax: float = 0.05,
+    max_steps: int = 300,
+    identity: dict[str, str] | None = None,
+) -> Relaxation:
+    """Relax a structure with BFGS until the largest force on a free atom is below ``fmax``.
+
+    Parameters
+    ----------
+    atoms
+        The start; not changed. ``FixAtoms`` is respected.
+    calculator
+        Any ASE calculator with energies and forces.
+    fmax, max_steps
+        Criterion in eV/Å, and the number of steps after which to give up.
+    identity
+        The backend's record (see :func:`adlayer.energies.calculators.identify`), stored with the energy.
+
+    Returns
+    -------
+    Relaxation
+        ``converged`` is false if the steps ran out or energies ceased to be finite.
+    """
+    work = atoms.copy()
+    work.calc = calculator
+    frames: list[tuple[np.ndarray, float, np.ndarray]] = []
+    optimizer = BFGS(work, logfile=None)
+    converged = False
+    for converged in optimizer.irun(fmax=fmax, steps=max_steps):
+        energy = float(work.get_potential_energy())
+        forces = work.get_forces(apply_constraint=False)
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            converged = False
+            break
+        frames.append((work.get_positions(), energy, forces.copy()))
+    if not frames:
+        frames = [(work.get_positions(), float("nan"), np.full((len(work), 3), np.nan))]
+    positions, energy, forces = frames[-1]
+    final = atoms.copy()
+    final.positions = positions
+    final.calc = SinglePointCalculator(final, energy=energy, forces=forces)
+    final.calc.name = (identity or {}).get("name", "unknown")
+    final.calc.parameters.update({k: v for k, v in (identity or {}).items() if k != "name"})
+    free = final.get_forces()  # zero on fixed atoms
+    path = Path(*(np.array(column) for column in zip(*frames, strict=True)))
+    return Relaxation(
+        atoms=final,
+        energy=energy,
+        fmax=float(np.linalg.norm(free, axis=1).max()),
+        n_steps=len(frames) - 1,
+        n_force_calls=len(frames),
+        converged=bool(converged),
+        path=path,
+    )

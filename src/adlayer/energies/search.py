@@ -1,0 +1,153 @@
+"""Random structure search as a resumable job (Pickard & Needs, J. Phys.: Condens. Matter 23, 053201 (2011)).
+
+Each sample has its own random stream, keyed by the seed, the formula and its number; rows are written as relaxations
+finish, and a run finds what is left to do by the fingerprints (``task``) of the rows already there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.db.core import Database
+
+from adlayer.energies.calculators import identify, make_calculator
+from adlayer.energies.relaxation import Relaxation, relax
+from adlayer.energies.workers import run_jobs, worker_pool
+from adlayer.structures.placement import parse_formula, place_overlayer, write_formula
+from adlayer.structures.store import write_row
+from adlayer.structures.substrate import check_substrate
+
+PATH_FRAMES = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One random structure to relax."""
+
+    substrate: Atoms
+    formula: str
+    seed: int
+    sample: int
+    calculator: str
+    fmax: float
+    max_steps: int
+    min_distance: float
+    task: str
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """What a search has in the database: ``n`` rows of its own, how many converged, force calls spent on them."""
+
+    n: int
+    n_converged: int
+    n_force_calls: int
+    lowest: dict[str, float]  # eV, by formula
+
+
+def sample_rng(seed: int, formula: str, sample: int) -> np.random.Generator:
+    """The random stream of one sample."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(formula.encode()), sample)))
+
+
+def _task(substrate: Atoms, *settings: object) -> str:
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for array in (substrate.numbers, substrate.positions.round(6), substrate.cell.array.round(6), substrate.get_tags()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(json.dumps(substrate.info["confinement"]).encode())
+    return "t" + digest.hexdigest()[:16]  # a letter first: ASE refuses keys that read as numbers
+
+
+def _relax_sample(job: Sample) -> Relaxation:
+    start = place_overlayer(
+        job.substrate, job.formula, sample_rng(job.seed, job.formula, job.sample), min_distance=job.min_distance
+    )
+    return relax(
+        start,
+        make_calculator(job.calculator),
+        fmax=job.fmax,
+        max_steps=job.max_steps,
+        identity=identify(job.calculator),
+    )
+
+
+def search(
+    substrate: Atoms,
+    formulas: Sequence[str],
+    n: int,
+    database: Database,
+    *,
+    calculator: str = "sevennet",
+    seed: int = 0,
+    fmax: float = 0.05,
+    max_steps: int = 300,
+    min_distance: float = 0.7,
+    workers: int | None = None,
+    executor_url: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SearchSummary:
+    """Relax ``n`` random structures of each formula and write them to the database.
+
+    Parameters
+    ----------
+    substrate
+        With tags, ``FixAtoms`` and ``info["confinement"]``.
+    formulas
+        Of the overlayer; samples of all formulas are interleaved, so that an interrupted search is balanced.
+    n
+        Structures of each formula.
+    database
+        Open ASE database; rows of this very search that are there already are not computed again.
+    calculator
+        Specification of the backend.
+    seed, fmax, max_steps, min_distance
+        Random seed; relaxation criterion in eV/Å; steps; smallest distance in covalent radii.
+    workers, executor_url
+        See :func:`adlayer.energies.workers.worker_pool`.
+    progress
+        Called with the number of samples done and the total.
+
+    Raises
+    ------
+    UserError
+        If the substrate, a formula or the backend is unusable.
+    """
+    check_substrate(substrate)
+    formulas = [write_formula(parse_formula(f)) for f in formulas]
+    identity = identify(calculator)
+    for formula in formulas:  # fails before any work if it cannot fit
+        place_overlayer(substrate, formula, sample_rng(seed, formula, 0), min_distance=min_distance)
+    jobs = [
+        Sample(
+            substrate, formula, seed, k, calculator, fmax, max_steps, min_distance,
+            _task(substrate, formula, seed, k, identity, fmax, max_steps, min_distance),
+        )
+        for k in range(n)
+        for formula in dict.fromkeys(formulas)
+    ]  # fmt: skip
+    tasks = {job.task for job in jobs}
+    done = {row.get("task") for row in database.select("stage=search", include_data=False)} & tasks
+    todo = [job for job in jobs if job.task not in done]
+    progress(len(done), len(jobs))
+    if todo:
+        with worker_pool(workers, executor_url) as (pool, count):
+            for finished, (job, result) in enumerate(run_jobs(_relax_sample, todo, pool, 2 * count), start=1):
+                keys = {
+                    "stage": "search", "overlayer": job.formula, "seed": job.seed, "sample": job.sample,
+                    "n_force_calls": result.n_force_calls, "n_steps": result.n_steps, "converged": result.converged,
+                    "task": job.task,
+                }  # fmt: skip
+                write_row(database, result.atoms, keys, result.path.thin(PATH_FRAMES))
+                progress(len(done) + finished, len(jobs))
+    rows = [row for row in database.select("stage=search", include_data=False) if row.get("task") in tasks]
+    lowest: dict[str, float] = {}
+    for row in rows:
+        if row.converged:
+            lowest[row.overlayer] = min(row.energy, lowest.get(row.overlayer, np.inf))
+    return SearchSummary(len(rows), sum(bool(r.converged) for r in rows), sum(r.n_force_calls for r in rows), lowest)

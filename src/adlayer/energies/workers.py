@@ -1,0 +1,93 @@
+"""Fan-out over processes or a cluster through the ``concurrent.futures.Executor`` interface.
+
+Each worker is one single-threaded process: batching a universal potential brings nothing on a CPU, a process
+per core everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+from adlayer.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def default_workers() -> int:
+    """One worker for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int | None = None, executor_url: str | None = None) -> Iterator[tuple[Executor, int]]:
+    """An executor and its number of workers.
+
+    Parameters
+    ----------
+    workers
+        Number of local processes; one per core by default.
+    executor_url
+        Address of a Dask scheduler, such as ``tcp://head:8786``; needs the extra ``[dask]``.
+    """
+    if executor_url is not None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise UserError(f"executor {executor_url} needs Dask: install it with pip install 'adlayer[dask]'") from error
+        try:
+            client = Client(executor_url, timeout=10)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no Dask scheduler answers at {executor_url}: start one or mend the address") from error
+        with client:
+            yield client.get_executor(), max(1, sum(client.nthreads().values()))
+        return
+    count = default_workers() if workers is None else workers
+    if count < 1:
+        raise UserError(f"{count} workers cannot work: ask for at least 1")
+    saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))  # read by the children when they start
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        yield pool, count
+    except BaseException:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in saved.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Iterable[Job], pool: Executor, in_flight: int
+) -> Iterator[tuple[Job, Result]]:
+    """Each job with its result, in the order they finish; at most ``in_flight`` jobs wait at a time."""
+    remaining = iter(jobs)
+    futures: dict[Future[Any], Job] = {}
+    while True:
+        for job in remaining:
+            futures[pool.submit(function, job)] = job
+            if len(futures) >= in_flight:
+                break
+        if not futures:
+            return
+        finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+        for future in finished:
+            yield futures.pop(future), future.result()

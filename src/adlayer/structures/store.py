@@ -1,0 +1,154 @@
+"""Reading and writing structures, and the database that every stage shares.
+
+A database is an ASE database (SQLite file, or a PostgreSQL URL through ASE's own backend). A row holds one structure with
+its energy and forces, the backend in ASE's ``calculator`` column (version and settings in
+``calculator_parameters``) and the keys
+
+======================  ====================================================================================
+``stage``               ``search``, ``generated`` or ``relaxed``
+``overlayer``           formula of the overlayer (ASE reserves ``formula`` for the whole structure)
+``seed``, ``sample``    the random stream: the seed given and the structure's number in it
+``n_force_calls``       calculator calls spent on it
+``n_steps``             relaxation steps
+``converged``           whether the relaxation met its criterion
+``parent``              row it came from
+``model``               hash of the generating model
+``task``                fingerprint of the job that wrote it: what a resumed run looks for
+======================  ====================================================================================
+
+ASE drops ``atoms.info`` in databases; the store keeps it in the row's ``data``, and beside it the relaxation path as
+``path_positions``, ``path_energies`` and ``path_forces``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.db.core import Database
+from ase.db.row import AtomsRow
+
+from adlayer.errors import UserError
+
+DATABASE_SUFFIXES = {".db", ".json", ".aselmdb"}
+
+
+def is_database(name: str | os.PathLike[str]) -> bool:
+    """Whether a name stands for a database (by suffix or PostgreSQL URL) rather than a structure file."""
+    return str(name).startswith("postgresql://") or Path(name).suffix in DATABASE_SUFFIXES
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`UserError` before any work is done if ``path`` cannot be written; makes its folder."""
+    if str(path).startswith("postgresql://"):
+        return
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
+    if target.is_dir():
+        raise UserError(f"output {path} is a folder: give the name of a file")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError(f"output {path} cannot be written (permission denied): choose another place")
+
+
+def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Database:
+    """The ASE database of that name.
+
+    Raises
+    ------
+    UserError
+        If it must exist and does not, or is no database.
+    """
+    if must_exist and not str(name).startswith("postgresql://") and not Path(name).is_file():
+        raise UserError(f"there is no database {name}: make one with adlayer search")
+    if not must_exist:
+        check_writable(name)
+    try:
+        database = ase.db.connect(str(name))
+        database.count()
+    except Exception as error:
+        raise UserError(f"{name} is not a readable ASE database ({error}): give a .db file or a PostgreSQL URL") from error
+    return database
+
+
+def write_row(database: Database, atoms: Atoms, keys: dict[str, Any], path: Any | None = None) -> int:
+    """Write one structure with its keys, info and (optional) relaxation path in one transaction; returns the row id."""
+    data: dict[str, Any] = {"info": plain_info(atoms)}
+    if path is not None:
+        data["path_positions"] = np.asarray(path.positions, dtype=np.float32)
+        data["path_energies"] = np.asarray(path.energies, dtype=np.float64)
+        data["path_forces"] = np.asarray(path.forces, dtype=np.float32)
+    keys = {k: (bool(v) if isinstance(v, np.bool_) else v) for k, v in keys.items() if v is not None}
+    return int(database.write(atoms, key_value_pairs=keys, data=data))
+
+
+def plain_info(atoms: Atoms) -> dict[str, Any]:
+    """``atoms.info`` with NumPy values turned into plain Python, so that every format can hold it."""
+    plain = {}
+    for key, value in atoms.info.items():
+        if isinstance(value, np.ndarray | np.generic):
+            value = value.tolist()
+        plain[key] = value
+    return plain
+
+
+def row_atoms(row: AtomsRow) -> Atoms:
+    """The structure of a row, with tags, constraints, energy, info and the row's keys (in ``info["row"]``)."""
+    atoms: Atoms = row.toatoms()
+    atoms.info = dict(row.data.get("info", {}))
+    atoms.info["row"] = {"id": row.id, **row.key_value_pairs}
+    return atoms
+
+
+def rows_in_order(database: Database, selection: str = "") -> Iterator[AtomsRow]:
+    """Rows sorted by overlayer, seed and sample: an order that does not depend on which worker finished first."""
+    rows = list(database.select(selection or None))
+    rows.sort(key=lambda r: (str(r.get("overlayer", "")), r.get("seed", -1), r.get("sample", -1), r.get("task", ""), r.id))
+    return iter(rows)
+
+
+def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[Atoms]:
+    """All structures of a structure file or a database.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, unreadable or empty.
+    """
+    if is_database(name):
+        database = connect(name, must_exist=True)
+        structures = [row_atoms(row) for row in rows_in_order(database, selection)]
+    else:
+        if not Path(name).is_file():
+            raise UserError(f"there is no file {name}: give a structure file or a database")
+        try:
+            structures = ase.io.read(str(name), index=":")
+        except Exception as error:
+            raise UserError(f"{name} cannot be read as a structure ({error}): give a file that ASE reads") from error
+    if not structures:
+        raise UserError(f"{name} holds no structures" + (f' that match "{selection}"' if selection else "") + ": fill it first")
+    for atoms in structures:
+        if "confinement" in atoms.info:
+            atoms.info["confinement"] = [float(v) for v in np.asarray(atoms.info["confinement"]).ravel()]
+    return structures
+
+
+def write_structures(name: str | os.PathLike[str], structures: Sequence[Atoms]) -> None:
+    """Write structures to a file in the format of its suffix, atomically."""
+    check_writable(name)
+    target = Path(name)
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        ase.io.write(str(partial), list(structures))
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"output {name} cannot be written ({error}): use .extxyz, .traj or another format of ASE") from error
+    os.replace(partial, target)
