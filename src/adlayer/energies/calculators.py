@@ -1,8 +1,9 @@
 """Energy backends by name or import path.
 
-A *specification* is text: a known name (``sevennet``), a known name with arguments (``sevennet?model=7net-l3i5``), our own
-force field (``model:PATH``), or any importable factory of ASE calculators (``mypackage.module:factory?key=value``).
-It travels to worker processes as text, and :func:`identify` turns it into the record that is stored with every energy.
+A *specification* is text: a known name (``sevennet``), a known name with arguments (``sevennet?model=7net-l3i5``),
+our own force field (``model:PATH``), or any importable factory of ASE calculators
+(``mypackage.module:factory?key=value``). It travels to worker processes as text, and :func:`identify` turns it into the
+record that is stored with every energy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,7 +98,7 @@ def _import_factory(name: str) -> Callable[..., BaseCalculator]:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f'calculator "{name}" cannot be imported ({error}): check the path module:factory') from error
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def check_calculator(specification: str) -> None:
@@ -139,12 +140,14 @@ def make_calculator(specification: str) -> BaseCalculator:
                 return LearnedCalculator(name[6:], **arguments)
             factory = BACKENDS[name].make if name in BACKENDS else _import_factory(name)
             return factory(**arguments)
-        except TypeError as error:
+        except UserError:
+            raise
+        except (TypeError, ValueError, OSError) as error:
             raise UserError(f'calculator "{specification}" refuses its arguments: {error}') from error
 
 
 @contextlib.contextmanager
-def quiet_backends():  # type: ignore[no-untyped-def]
+def quiet_backends() -> Iterator[None]:
     """Keep the loggers of third-party backends off the terminal while one is made."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -16,7 +16,7 @@ from ase.optimize import BFGS
 
 @dataclass(frozen=True)
 class Path:
-    """Frames of a relaxation: ``positions`` (T, N, 3) Å, ``energies`` (T,) eV, ``forces`` (T, N, 3) eV/Å, unconstrained."""
+    """Frames of a relaxation: ``positions`` (T, N, 3) Å, ``energies`` (T,) eV, full ``forces`` (T, N, 3) eV/Å."""
 
     positions: np.ndarray
     energies: np.ndarray

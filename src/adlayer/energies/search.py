@@ -6,8 +6,6 @@ finish, and a run finds what is left to do by the fingerprints (``task``) of the
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from adlayer.energies.calculators import identify, make_calculator
 from adlayer.energies.relaxation import Relaxation, relax
 from adlayer.energies.workers import run_jobs, worker_pool
 from adlayer.structures.placement import parse_formula, place_overlayer, write_formula
-from adlayer.structures.store import write_row
+from adlayer.structures.store import task_fingerprint, write_row
 from adlayer.structures.substrate import check_substrate
 
 PATH_FRAMES = 20
@@ -54,14 +52,6 @@ class SearchSummary:
 def sample_rng(seed: int, formula: str, sample: int) -> np.random.Generator:
     """The random stream of one sample."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(formula.encode()), sample)))
-
-
-def _task(substrate: Atoms, *settings: object) -> str:
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for array in (substrate.numbers, substrate.positions.round(6), substrate.cell.array.round(6), substrate.get_tags()):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(json.dumps(substrate.info["confinement"]).encode())
-    return "t" + digest.hexdigest()[:16]  # a letter first: ASE refuses keys that read as numbers
 
 
 def _relax_sample(job: Sample) -> Relaxation:
@@ -126,7 +116,7 @@ def search(
     jobs = [
         Sample(
             substrate, formula, seed, k, calculator, fmax, max_steps, min_distance,
-            _task(substrate, formula, seed, k, identity, fmax, max_steps, min_distance),
+            task_fingerprint(substrate, formula, seed, k, identity, fmax, max_steps, min_distance),
         )
         for k in range(n)
         for formula in dict.fromkeys(formulas)

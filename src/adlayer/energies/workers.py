@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
@@ -21,12 +22,33 @@ Result = TypeVar("Result")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    threading.Thread(target=_end_with_parent, daemon=True).start()  # even if it was killed
     with contextlib.suppress(ImportError):
         import torch
 
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Deliver SIGINT to this thread only after the block, where the system can."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_workers() -> int:
@@ -49,7 +71,9 @@ def worker_pool(workers: int | None = None, executor_url: str | None = None) -> 
         try:
             from distributed import Client
         except ImportError as error:
-            raise UserError(f"executor {executor_url} needs Dask: install it with pip install 'adlayer[dask]'") from error
+            raise UserError(
+                f"executor {executor_url} needs Dask: install it with pip install 'adlayer[dask]'"
+            ) from error
         try:
             client = Client(executor_url, timeout=10)
         except (OSError, ValueError) as error:
@@ -82,10 +106,13 @@ def run_jobs(
     remaining = iter(jobs)
     futures: dict[Future[Any], Job] = {}
     while True:
-        for job in remaining:
-            futures[pool.submit(function, job)] = job
-            if len(futures) >= in_flight:
-                break
+        with (
+            _interrupts_held()
+        ):  # a worker that is being started inherits this, and does not die of Ctrl-C while it imports
+            for job in remaining:
+                futures[pool.submit(function, job)] = job
+                if len(futures) >= in_flight:
+                    break
         if not futures:
             return
         finished, _ = wait(futures, return_when=FIRST_COMPLETED)

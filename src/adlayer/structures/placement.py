@@ -61,17 +61,22 @@ def expand_range(text: str) -> list[str]:
         if high < low:
             raise UserError(f'range "{part}" runs backwards: write the smaller number first')
         choices.append([(match[1], n) for n in range(low, high + 1)])
-    formulas = [write_formula(parse_formula("".join(f"{s}{n}" for s, n in c))) for c in itertools.product(*choices) if any(n for _, n in c)]
+    formulas = [
+        write_formula(parse_formula("".join(f"{s}{n}" for s, n in c)))
+        for c in itertools.product(*choices)
+        if any(n for _, n in c)
+    ]
     if not formulas:
         raise UserError(f'range "{text}" holds no formula: write it like "Ag3-6 O1-4"')
     return formulas
 
 
 def overlayer_formula(atoms: Atoms) -> str:
-    """Formula of the overlayer (tag 0), elements in the order of their electronegativity-free convention: metals as they
-    stand in the periodic table from heavy to light, so that oxides read ``AgO``."""
+    """Formula of the overlayer (tag 0), heavy elements first, so that oxides read ``AgO``."""
     numbers, counts = np.unique(atoms.numbers[atoms.get_tags() == 0], return_counts=True)
-    return write_formula({chemical_symbols[z]: int(n) for z, n in sorted(zip(numbers, counts, strict=True), reverse=True)})
+    return write_formula(
+        {chemical_symbols[z]: int(n) for z, n in sorted(zip(numbers, counts, strict=True), reverse=True)}
+    )
 
 
 def _images(cell: np.ndarray, reach: float) -> np.ndarray:
@@ -83,9 +88,9 @@ def _images(cell: np.ndarray, reach: float) -> np.ndarray:
 
 
 def closest_contact(atoms: Atoms) -> tuple[int, int, float] | None:
-    """The pair of atoms (periodic in the plane) with the smallest distance over the sum of covalent radii, and that ratio.
+    """The pair of atoms with the smallest distance over the sum of covalent radii, and that ratio.
 
-    ``None`` if no pair of atoms lies within 4 Å.
+    Periodic images count. ``None`` if no pair of atoms lies within 4 Å.
     """
     from ase.neighborlist import neighbor_list
 

@@ -1,7 +1,7 @@
 """Reading and writing structures, and the database that every stage shares.
 
-A database is an ASE database (SQLite file, or a PostgreSQL URL through ASE's own backend). A row holds one structure with
-its energy and forces, the backend in ASE's ``calculator`` column (version and settings in
+A database is an ASE database (SQLite file, or a PostgreSQL URL through ASE's own backend). A row holds one structure
+with its energy and forces, the backend in ASE's ``calculator`` column (version and settings in
 ``calculator_parameters``) and the keys
 
 ======================  ====================================================================================
@@ -22,6 +22,8 @@ ASE drops ``atoms.info`` in databases; the store keeps it in the row's ``data``,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,10 +74,13 @@ def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Databa
     if not must_exist:
         check_writable(name)
     try:
-        database = ase.db.connect(str(name))
+        # SQLite locks by itself; ASE's lock file would outlive a killed run and block the next one for ever.
+        database = ase.db.connect(str(name), use_lock_file=Path(name).suffix != ".db")
         database.count()
     except Exception as error:
-        raise UserError(f"{name} is not a readable ASE database ({error}): give a .db file or a PostgreSQL URL") from error
+        raise UserError(
+            f"{name} is not a readable ASE database ({error}): give a .db file or a PostgreSQL URL"
+        ) from error
     return database
 
 
@@ -101,17 +106,34 @@ def plain_info(atoms: Atoms) -> dict[str, Any]:
 
 
 def row_atoms(row: AtomsRow) -> Atoms:
-    """The structure of a row, with tags, constraints, energy, info and the row's keys (in ``info["row"]``)."""
+    """The structure of a row, with tags, constraints, energy and info.
+
+    ``info["row"]`` holds the row's ``id`` and keys, and as ``calculator`` the record of the backend (see
+    :func:`adlayer.energies.calculators.identify`) where there is one.
+    """
     atoms: Atoms = row.toatoms()
     atoms.info = dict(row.data.get("info", {}))
     atoms.info["row"] = {"id": row.id, **row.key_value_pairs}
+    if row.get("calculator"):
+        atoms.info["row"]["calculator"] = {"name": row.calculator, **row.get("calculator_parameters", {})}
     return atoms
+
+
+def task_fingerprint(atoms: Atoms, *settings: object) -> str:
+    """Key of a job on a structure: the same structure and settings (JSON values) give the same text."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for array in (atoms.numbers, atoms.positions.round(6), atoms.cell.array.round(6), atoms.get_tags()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(json.dumps(plain_info(atoms).get("confinement")).encode())
+    return "t" + digest.hexdigest()[:16]  # a letter first: ASE refuses keys that read as numbers
 
 
 def rows_in_order(database: Database, selection: str = "") -> Iterator[AtomsRow]:
     """Rows sorted by overlayer, seed and sample: an order that does not depend on which worker finished first."""
     rows = list(database.select(selection or None))
-    rows.sort(key=lambda r: (str(r.get("overlayer", "")), r.get("seed", -1), r.get("sample", -1), r.get("task", ""), r.id))
+    rows.sort(
+        key=lambda r: (str(r.get("overlayer", "")), r.get("seed", -1), r.get("sample", -1), r.get("task", ""), r.id)
+    )
     return iter(rows)
 
 
@@ -130,11 +152,13 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
         if not Path(name).is_file():
             raise UserError(f"there is no file {name}: give a structure file or a database")
         try:
-            structures = ase.io.read(str(name), index=":")
+            structures = list(ase.io.iread(str(name), index=":"))
         except Exception as error:
             raise UserError(f"{name} cannot be read as a structure ({error}): give a file that ASE reads") from error
     if not structures:
-        raise UserError(f"{name} holds no structures" + (f' that match "{selection}"' if selection else "") + ": fill it first")
+        raise UserError(
+            f"{name} holds no structures" + (f' that match "{selection}"' if selection else "") + ": fill it first"
+        )
     for atoms in structures:
         if "confinement" in atoms.info:
             atoms.info["confinement"] = [float(v) for v in np.asarray(atoms.info["confinement"]).ravel()]
@@ -150,5 +174,7 @@ def write_structures(name: str | os.PathLike[str], structures: Sequence[Atoms]) 
         ase.io.write(str(partial), list(structures))
     except Exception as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"output {name} cannot be written ({error}): use .extxyz, .traj or another format of ASE") from error
+        raise UserError(
+            f"output {name} cannot be written ({error}): use .extxyz, .traj or another format of ASE"
+        ) from error
     os.replace(partial, target)

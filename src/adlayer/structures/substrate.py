@@ -2,12 +2,15 @@
 
 Conventions (ASE's): atoms of the substrate carry ``tags`` 1, 2, … from the top layer down, atoms of the
 overlayer 0; ``FixAtoms`` says what a relaxation keeps fixed; slabs are periodic in x and y only; the first cell
-vector lies along x. ``info["confinement"]`` is the window ``[z_lo, z_hi]`` (Å, absolute z) in which the overlayer lives.
+vector lies along x. ``info["confinement"]`` is the window ``[z_lo, z_hi]`` (Å, absolute z) in which the overlayer
+lives.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +21,7 @@ from ase.data import atomic_numbers, reference_states
 from adlayer.errors import UserError
 from adlayer.structures.superstructure import superstructure_matrix
 
-_BUILDERS = {
+_BUILDERS: dict[tuple[str, str], Callable[..., Atoms]] = {
     ("fcc", "111"): fcc111,
     ("fcc", "100"): fcc100,
     ("fcc", "110"): fcc110,
@@ -31,6 +34,11 @@ _TOP_MARGIN = 10.0  # Å above the window
 _OVERLAP = 0.6  # fraction of the sum of covalent radii below which two atoms overlap
 
 
+def _reference(element: str) -> dict[str, Any]:
+    """ASE's experimental crystal structure of an element, empty where it has none."""
+    return dict(reference_states[atomic_numbers[element]] or {})
+
+
 def parse_surface(surface: str) -> tuple[str, str, str]:
     """Element, crystal structure and Miller indices of a surface such as ``"Ag(111)"`` or ``"Fe bcc(110)"``.
 
@@ -40,19 +48,22 @@ def parse_surface(surface: str) -> tuple[str, str, str]:
     match = re.fullmatch(r"([A-Z][a-z]?)[\s-]*(fcc|bcc|hcp)?\(?(\d{3,4})\)?", surface.strip())
     if match is None:
         raise UserError(f'surface "{surface}" is not understood: write it like "Ag(111)" or "Fe bcc(110)"')
-    element, structure, indices = match.groups()
+    element, structure, indices = str(match[1]), match[2], str(match[3])
     if element not in atomic_numbers:
         raise UserError(f'surface "{surface}" names an unknown element "{element}": use a chemical symbol such as Ag')
     if structure is None:
-        structure = (reference_states[atomic_numbers[element]] or {}).get("symmetry", "")
+        structure = str(_reference(element).get("symmetry", ""))
     if (structure, indices) not in _BUILDERS:
         known = ", ".join(f"{s}({i})" for s, i in _BUILDERS)
-        raise UserError(f'surface "{surface}" ({structure or "unknown"} crystal) cannot be built: known are {known}; pass others with --from FILE')
+        raise UserError(
+            f'surface "{surface}" ({structure or "unknown"} crystal) cannot be built: '
+            f"known are {known}; pass others with --from FILE"
+        )
     return element, structure, indices
 
 
 def layer_tags(z: np.ndarray, tolerance: float = 0.8) -> np.ndarray:
-    """Layer number of each atom, 1 at the top, from gaps larger than ``tolerance`` (Å) between sorted heights ``z`` (N,).
+    """Layer number of each atom, 1 at the top: gaps above ``tolerance`` (Å) between heights ``z`` (N,) part layers.
 
     >>> layer_tags(np.array([0.0, 2.4, 2.5, 4.8])).tolist()
     [3, 2, 2, 1]
@@ -67,7 +78,9 @@ def window_above(atoms: Atoms, window: tuple[float, float]) -> list[float]:
     """The absolute confinement ``[z_lo, z_hi]`` (Å) of a window given above the mean height of the top layer."""
     lo, hi = window
     if not (np.isfinite([lo, hi]).all() and lo < hi):
-        raise UserError(f"window {lo:g} {hi:g} is empty: give two heights above the top layer in Å, the lower one first")
+        raise UserError(
+            f"window {lo:g} {hi:g} is empty: give two heights above the top layer in Å, the lower one first"
+        )
     top = float(atoms.positions[atoms.get_tags() == 1, 2].mean())
     return [round(top + lo, 6), round(top + hi, 6)]
 
@@ -119,11 +132,13 @@ def build_substrate(
         raise UserError(f"{layers} layers make no substrate: ask for at least 1")
     if lattice is not None and not lattice > 0:
         raise UserError(f"lattice constant {lattice:g} Å is not positive: give one in Å, such as 4.167")
-    arguments = {"a": lattice} if lattice is not None else {}
+    reference = _reference(element)
+    if lattice is None and reference.get("symmetry") != structure:
+        raise UserError(f'"{surface}" has no known {structure} lattice constant: give --lattice in Å')
+    a: float = reference["a"] if lattice is None else lattice
+    arguments = {"a": a}
     if structure == "hcp":
-        reference = reference_states[atomic_numbers[element]]
-        a = lattice if lattice is not None else reference["a"]
-        arguments = {"a": a, "c": a * (covera if covera is not None else reference["c/a"])}
+        arguments["c"] = a * (covera or reference.get("c/a") or np.sqrt(8 / 3))
     slab = _BUILDERS[structure, indices](element, (1, 1, layers), **arguments)
     return prepare_substrate(slab, cell, fixed_layers=fixed_layers, window=window, name=f"{element}({indices})")
 
@@ -159,7 +174,9 @@ def prepare_substrate(
     substrate.positions[:, 2] += _BOTTOM_MARGIN - substrate.positions[:, 2].min()
     tags = layer_tags(substrate.positions[:, 2])
     if not 0 <= fixed_layers <= tags.max():
-        raise UserError(f"{fixed_layers} fixed layers do not fit a slab of {tags.max()}: fix between 0 and {tags.max()}")
+        raise UserError(
+            f"{fixed_layers} fixed layers do not fit a slab of {tags.max()}: fix between 0 and {tags.max()}"
+        )
     substrate.set_tags(tags)
     # Deterministic order: from the bottom layer up, as ASE builds its slabs.
     substrate = substrate[np.argsort(-tags, kind="stable")]
@@ -186,11 +203,13 @@ def check_substrate(atoms: Atoms) -> None:
         raise UserError("the structure has no substrate: tag its layers 1, 2, … from the top (overlayer atoms 0)")
     if abs(np.linalg.det(atoms.cell[:2, :2])) < 1e-6:
         raise UserError("the substrate has no cell in the plane: give two lattice vectors in x and y")
-    window = np.asarray(atoms.info.get("confinement", []), dtype=float)
+    given = atoms.info.get("confinement")
+    try:
+        window = np.asarray(given, dtype=float)
+    except (TypeError, ValueError):
+        window = np.zeros(0)
     if window.shape != (2,) or not window[0] < window[1]:
-        raise UserError(
-            f"the substrate's confinement is {atoms.info.get('confinement')}: set info['confinement'] to [z_lo, z_hi] in Å"
-        )
+        raise UserError(f"the substrate's confinement is {given}: set info['confinement'] to [z_lo, z_hi] in Å")
     from adlayer.structures.placement import closest_contact  # cycle-free at run time: placement needs no substrate
 
     contact = closest_contact(atoms)

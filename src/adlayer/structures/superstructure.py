@@ -34,7 +34,7 @@ def _factor(text: str, notation: str) -> float:
 
 def _find_vector(basis: np.ndarray, along: np.ndarray, length: float, angle: float) -> np.ndarray | None:
     """Integer vector of the given length whose direction is ``along`` turned by ``angle`` (degrees, within 1°)."""
-    reach = int(math.ceil(2.5 * length / min(np.linalg.norm(basis, axis=1)))) + 2
+    reach = math.ceil(2.5 * length / min(np.linalg.norm(basis, axis=1))) + 2
     grid = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)], indexing="ij"), -1).reshape(-1, 2)
     vectors = grid @ basis
     lengths = np.linalg.norm(vectors, axis=1)
@@ -92,7 +92,8 @@ def superstructure_matrix(notation: str, basis: np.ndarray) -> np.ndarray:
             raise UserError(f'superstructure "{notation}" is not understood: {_MATRIX_HINT}')
         angle = float(match["angle"] or 0.0)
         lengths = [
-            _factor(f, notation) * float(np.linalg.norm(v)) for f, v in zip((match["p"], match["q"]), basis, strict=True)
+            _factor(f, notation) * float(np.linalg.norm(v))
+            for f, v in zip((match["p"], match["q"]), basis, strict=True)
         ]
         first = _find_vector(basis, basis[0], lengths[0], angle)
         second = _find_vector(basis, basis[1], lengths[1], angle)
@@ -106,7 +107,9 @@ def superstructure_matrix(notation: str, basis: np.ndarray) -> np.ndarray:
         if match["kind"].lower() == "c":
             doubled = np.array([matrix[0] + matrix[1], matrix[1] - matrix[0]])
             if np.any(doubled % 2):
-                raise UserError(f'centred cell "{notation}" has no lattice point at its centre: give its matrix instead')
+                raise UserError(
+                    f'centred cell "{notation}" has no lattice point at its centre: give its matrix instead'
+                )
             matrix = doubled // 2
     determinant = round(float(np.linalg.det(matrix)))
     if determinant == 0:

@@ -1,0 +1,325 @@
+"""New structures: the reverse diffusion with a trained model on a given substrate.
+
+The substrate is masked: the network sees its atoms, nothing moves them, not even the final relaxation in the learned force field.
+Overlayer atoms start uniformly in the cell times the window and end inside it. Every sample has its own random stream, keyed by seed, formula
+and number; structures are worked on in blocks that fit the processor's cache, and another block size changes rounding alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from torch import Tensor
+
+from adlayer.diffusion.guidance import ForceGuidance, classifier_free
+from adlayer.diffusion.kernels import Domain, ExactKernel, PaperKernel, uniform
+from adlayer.diffusion.schedule import LinearBeta, sigma_grid, sigma_max_for
+from adlayer.diffusion.solvers import EulerMaruyama, Heun, Langevin, Multistep, Score, Solver, sample
+from adlayer.energies.batched import relax_batch
+from adlayer.errors import UserError
+from adlayer.network.graph import Batch, to_batch
+from adlayer.network.model import Model, composition_fractions, condition_row
+from adlayer.structures.placement import parse_formula, write_formula
+from adlayer.structures.substrate import check_substrate
+
+SOLVERS = ("multistep", "heun", "euler")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    ``steps`` network steps with ``solver``, noise levels from the uniform limit down to ``sigma_min`` Å on a grid of exponent ``rho``, or the published
+    ones (``published_levels``). ``stochasticity`` is the churn of Heun and the η of the multistep solver. ``energy`` (eV per overlayer atom above the lowest)
+    and ``fraction`` (of the elements but the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance
+    (1: plainly conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate`` Å;
+    ``relax_steps`` bounds the final relaxation of the overlayer in the learned force field; ``corrector`` Langevin steps follow each step below 0.5 Å.
+    """
+
+    steps: int = 50
+    solver: str = "multistep"
+    stochasticity: float = 1.0
+    sigma_min: float = 0.03
+    rho: float = 5.0
+    published_levels: bool = False
+    energy: float | None = 0.0
+    weight: float = 1.0
+    fractions: tuple[float, ...] | None = None
+    guidance: float = 0.0
+    guidance_gate: float | None = 0.5
+    corrector: int = 0
+    relax_steps: int = 100
+
+
+PRESETS = {
+    "default": Sampling(),
+    "paper": Sampling(
+        steps=1000, solver="euler", published_levels=True, energy=None, guidance=1e-4, guidance_gate=None, relax_steps=0
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What :func:`generate` returns beside the structures."""
+
+    structures: list[Atoms]
+    n_network_calls: int  # denoiser calls for one structure
+    n_force_calls: int  # learned force-field calls for all structures, guidance and relaxation
+
+
+def sample_seed(seed: int, formula: str, number: int) -> np.random.Generator:
+    """The random stream of one sample."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(formula.encode()), number, 1)))
+
+
+def check_request(model: Model, substrate: Atoms, formula: str, n: int) -> str:
+    """The normalised formula, if the model can do what is asked.
+
+    Raises
+    ------
+    UserError
+        For unknown elements, a broken substrate, no samples, or a window that excludes what the model has learned.
+    """
+    check_substrate(substrate)
+    if n < 1:
+        raise UserError(f"n is {n}: ask for at least 1 structure")
+    counts = parse_formula(formula)
+    known = set(model.card.elements)
+    for what, symbols in (("formula", set(counts)), ("substrate", set(substrate.get_chemical_symbols()))):
+        if symbols - known:
+            raise UserError(
+                f"the {what} holds {', '.join(sorted(symbols - known))}, which the model does not know: "
+                f"it was trained on {', '.join(model.card.elements)}; change the {what} or train a model"
+            )
+    top = float(substrate.positions[substrate.get_tags() == 1, 2].mean())
+    low, high = (edge - top for edge in substrate.info["confinement"])
+    quarter, three_quarters = model.card.heights[1:3]
+    if low > quarter or high < three_quarters:
+        raise UserError(
+            f"window {low:.2f} to {high:.2f} Å above the top layer excludes the model's data, most of which lie between "
+            f"{quarter:.2f} and {three_quarters:.2f} Å: build the substrate with a window such as 1.0 5.0"
+        )
+    return write_formula(counts)
+
+
+def _solver(settings: Sampling) -> Solver:
+    if settings.solver == "multistep":
+        return Multistep(eta=settings.stochasticity)
+    if settings.solver == "heun":
+        return Heun(churn=min(settings.stochasticity, 0.41))
+    if settings.solver == "euler":
+        return EulerMaruyama()
+    raise UserError(f'solver "{settings.solver}" is unknown: choose one of {", ".join(SOLVERS)}')
+
+
+class _Block:
+    """A block of structures under way: the batch, the domain, and the functions of overlayer positions that solvers need."""
+
+    def __init__(self, model: Model, starts: list[Atoms], settings: Sampling) -> None:
+        self.model, self.settings = model, settings
+        self.batch: Batch = to_batch(starts)
+        self.mobile = self.batch.mobile.nonzero()[:, 0]  # (M,)
+        self.domain = Domain(self.batch.cell, self.batch.window, self.batch.batch[self.mobile])
+        self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
+        self.network_calls = 0
+        self.force_calls = 0
+
+    def at(self, positions: Tensor) -> Batch:
+        """The batch with overlayer positions (M, 3)."""
+        return self.batch.with_positions(self.batch.positions.index_copy(0, self.mobile, positions))
+
+    def score(self, conditions: Tensor) -> Score:
+        """The model's score under conditions (K,) that hold for every structure."""
+        rows = conditions.expand(self.batch.n_structures, -1)
+
+        def score(positions: Tensor, sigma: Tensor) -> Tensor:
+            self.network_calls += 1
+            level = sigma.clamp(min=self.model.card.sigma_min)  # the network knows no smaller one
+            normalised = self.model.denoiser(self.at(positions), level, rows)
+            return normalised * self.domain.per_atom(self.kernel.score_scale(sigma, self.domain))
+
+        return score
+
+    def forces(self, positions: Tensor) -> Tensor:
+        """Forces of the learned force field on the overlayer (M, 3), eV/Å."""
+        self.force_calls += self.batch.n_structures
+        return self.model.force_field(self.at(positions))[1][self.mobile]
+
+    def grid(self) -> Tensor:
+        """Noise levels (K+1, B)."""
+        if self.settings.published_levels:
+            levels = LinearBeta().grid(self.settings.steps).to(self.batch.positions.dtype)
+            return levels[:, None].expand(-1, self.batch.n_structures)
+        top = sigma_max_for(self.batch.cell, self.batch.window)
+        return sigma_grid(self.settings.steps, self.settings.sigma_min, top, self.settings.rho)
+
+
+def _guided_score(block: _Block, model: Model, settings: Sampling) -> Score:
+    nothing = condition_row(None, None, model.card.n_conditions)
+    if settings.energy is None and settings.fractions is None:
+        return block.score(nothing)
+    conditional = block.score(condition_row(settings.energy, settings.fractions, model.card.n_conditions))
+    if settings.weight == 1.0:
+        return conditional
+    return classifier_free(conditional, block.score(nothing), settings.weight)
+
+
+def _run_block(
+    model: Model,
+    substrate: Atoms,
+    formula: str,
+    numbers: list[int],
+    seed: int,
+    settings: Sampling,
+    trajectory: list[list[np.ndarray]] | None,
+) -> tuple[list[Atoms], int, int]:
+    """Generate the samples of the given numbers together."""
+    symbols = [s for s, n in parse_formula(formula).items() for _ in range(n)]
+    start = substrate + Atoms(symbols, np.zeros((len(symbols), 3)), tags=0)
+    start.info = dict(substrate.info)
+    block = _Block(model, [start] * len(numbers), settings)
+    streams = [sample_seed(seed, formula, k) for k in numbers]
+    shape, dtype = (len(symbols), 3), block.batch.positions.dtype
+
+    def draw(kind: str) -> Tensor:
+        parts = [getattr(stream, kind)(size=shape) for stream in streams]
+        return torch.from_numpy(np.concatenate(parts)).to(dtype)
+
+    guidance = None
+    if settings.guidance > 0.0:
+        guidance = ForceGuidance(block.forces, settings.guidance, sigma_gate=settings.guidance_gate)
+    frames: list[np.ndarray] = []
+    positions = sample(
+        _guided_score(block, model, settings),
+        uniform(block.domain, draw("random")),
+        block.grid(),
+        _solver(settings),
+        lambda: draw("standard_normal"),
+        block.domain,
+        guidance=guidance,
+        corrector=Langevin(settings.corrector) if settings.corrector else None,
+        callback=None if trajectory is None else lambda _, x: frames.append(x.double().numpy().copy()),
+    )
+    if trajectory is not None:
+        by_sample = np.stack(frames, axis=1).reshape(len(numbers), len(symbols), len(frames), 3)
+        trajectory.extend([list(s.transpose(1, 0, 2)) for s in by_sample])
+    positions, energies, forces = _settle(model, block, positions, settings.relax_steps)
+    structures = [_structure(start, positions[k], energies[k], forces[k], len(substrate)) for k in range(len(numbers))]
+    return structures, block.network_calls, block.force_calls
+
+
+def _settle(model: Model, block: _Block, positions: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Relax the overlayer in the learned force field; a structure that would leave its window stays as it was generated.
+
+    Returns overlayer positions (B, m, 3), total energies (B,) and forces on all atoms (B, n, 3).
+    """
+
+    def energies_and_forces(all_positions: Tensor) -> tuple[Tensor, Tensor]:
+        block.force_calls += block.batch.n_structures
+        result: tuple[Tensor, Tensor] = model.force_field(block.batch.with_positions(all_positions))
+        return result
+
+    whole = block.at(positions)
+    if steps > 0:
+        relaxed = relax_batch(
+            energies_and_forces, whole.positions, whole.batch, ~whole.mobile, fmax=0.05, max_steps=steps
+        ).positions
+        z, window = relaxed[block.mobile, 2], block.domain.per_atom(whole.window)
+        outside = (z < window[:, 0]) | (z > window[:, 1]) | ~torch.isfinite(relaxed[block.mobile]).all(dim=1)
+        left = torch.zeros(whole.n_structures).index_add(0, block.domain.batch, outside.float()) > 0
+        whole = whole.with_positions(torch.where(left[whole.batch][:, None], whole.positions, relaxed))
+    interaction, forces = model.force_field(whole)
+    total = model.force_field.total_energy(whole, interaction)
+    n = whole.n_structures
+    overlayer = whole.positions[block.mobile].double().reshape(n, -1, 3)
+    return overlayer.numpy(), total.numpy(), forces.double().reshape(n, -1, 3).numpy()
+
+
+def _structure(start: Atoms, overlayer: np.ndarray, energy: float, forces: np.ndarray, n_substrate: int) -> Atoms:
+    """The ASE structure: substrate to the last bit as given, overlayer wrapped in the plane and kept in the window."""
+    atoms = start.copy()
+    atoms.info = dict(start.info)
+    low, high = start.info["confinement"]
+    cell = start.cell.array[:2, :2]
+    fractional = overlayer[:, :2] @ np.linalg.inv(cell)
+    atoms.positions[n_substrate:, :2] = (fractional - np.floor(fractional)) @ cell
+    atoms.positions[n_substrate:, 2] = np.clip(overlayer[:, 2], low, high)
+    atoms.calc = SinglePointCalculator(atoms, energy=float(energy), forces=forces)
+    atoms.calc.name = "model"
+    return atoms
+
+
+def generate(
+    model: Model,
+    substrate: Atoms,
+    *,
+    formula: str,
+    n: int,
+    seed: int = 0,
+    settings: Sampling | None = None,
+    skip: int = 0,
+    block: int = 8,
+    trajectory: list[list[np.ndarray]] | None = None,
+    on_block: Callable[[list[Atoms]], None] = lambda structures: None,
+) -> Generated:
+    """Generate structures of a formula on a substrate.
+
+    Parameters
+    ----------
+    model
+        From :func:`adlayer.training.checkpoint.load_model`.
+    substrate
+        Any cell size, with tags and ``info["confinement"]``; its atoms end where they began, bit for bit.
+    formula
+        Of the overlayer.
+    n
+        Number of structures.
+    seed
+        Random seed; sample k is the same whatever ``n``, ``skip`` and ``block`` (up to rounding for ``block``).
+    settings
+        See :class:`Sampling`; the default preset if not given.
+    skip
+        Samples that exist already and are not made again.
+    block
+        Structures worked on together.
+    trajectory
+        A list to which each sample's overlayer positions after every step are appended, (m, 3) arrays.
+    on_block
+        Called with the structures of each finished block.
+
+    Returns
+    -------
+    Generated
+        Structures with learned energies and ``info["row"]`` for the database.
+
+    Raises
+    ------
+    UserError
+        See :func:`check_request`.
+    """
+    settings = settings or Sampling()
+    formula = check_request(model, substrate, formula, n)
+    _solver(settings)
+    if settings.steps < 1:
+        raise UserError(f"steps is {settings.steps}: ask for at least 1")
+    if settings.fractions is None and settings.energy is not None:
+        counts = parse_formula(formula)
+        settings = replace(settings, fractions=tuple(composition_fractions(counts, model.card.elements)))
+    structures: list[Atoms] = []
+    network_calls = force_calls = 0
+    for first in range(skip, n, block):
+        numbers = list(range(first, min(first + block, n)))
+        made, calls, forces = _run_block(model, substrate, formula, numbers, seed, settings, trajectory)
+        for number, atoms in zip(numbers, made, strict=True):
+            atoms.info["row"] = {"stage": "generated", "overlayer": formula, "seed": seed, "sample": number}
+        structures += made
+        network_calls, force_calls = calls, force_calls + forces
+        on_block(made)
+    return Generated(structures, network_calls, force_calls)

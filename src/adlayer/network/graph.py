@@ -1,0 +1,53 @@
+"""A batch of structures as tensors.
+
+Atoms of all structures lie one after another; ``batch`` says to which structure each belongs. Slabs are periodic in the
+plane only: an edge ``j → i`` carries the integer shift of the sender's image, and ``r_ij = x_j + shift·cell − x_i``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Structures without their edges. N atoms, B structures."""
+
+    numbers: Tensor  # (N,) atomic numbers
+    positions: Tensor  # (N, 3) Å
+    mobile: Tensor  # (N,) bool: overlayer atoms (tag 0), the ones that diffuse
+    batch: Tensor  # (N,) structure of each atom, ascending
+    cell: Tensor  # (B, 2, 2) in-plane lattice vectors as rows, Å
+    window: Tensor  # (B, 2) confinement z_lo, z_hi, Å
+
+    @property
+    def n_structures(self) -> int:
+        return len(self.cell)
+
+    def with_positions(self, positions: Tensor) -> Batch:
+        """The same structures with other positions (N, 3)."""
+        return replace(self, positions=positions)
+
+    def to(self, dtype: torch.dtype) -> Batch:
+        """Floating-point fields in another precision."""
+        fields = {name: getattr(self, name).to(dtype) for name in ("positions", "cell", "window")}
+        return replace(self, **fields)
+
+
+def to_batch(structures: Sequence[Atoms], dtype: torch.dtype = torch.float32) -> Batch:
+    """A batch from ASE structures with tags and ``info["confinement"]``."""
+    counts = [len(atoms) for atoms in structures]
+    return Batch(
+        numbers=torch.from_numpy(np.concatenate([a.numbers for a in structures])).long(),
+        positions=torch.from_numpy(np.concatenate([a.positions for a in structures])).to(dtype),
+        mobile=torch.from_numpy(np.concatenate([a.get_tags() == 0 for a in structures])),
+        batch=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+        cell=torch.from_numpy(np.stack([a.cell.array[:2, :2] for a in structures])).to(dtype),
+        window=torch.tensor([a.info["confinement"] for a in structures], dtype=dtype),
+    )

@@ -1,0 +1,208 @@
+"""The two networks of a model: the denoiser and the force field, both PaiNN.
+
+**Denoiser.** Predicts the score ``s_θ(r, σ)`` of the overlayer atoms (non-conservative vector read-out). Its raw output is of order one at
+every noise level: the caller multiplies by the root-mean-square score of the kernel. Scalars enter with the element, whether
+the atom is mobile, its distance to both walls of the confinement (the walls break the symmetry along z), and vectors with the
+surface normal; noise level and conditions enter every interaction. Symmetric under in-plane rotations, reflections and translations
+and permutations of like atoms.
+
+**Force field.** ``E = Σ_i (e_Z(i) + ε(s_i))`` with a composition baseline ``e_Z``; forces are the exact negative gradient, or, in
+its faster form, a vector read-out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adlayer.network.graph import Batch
+from adlayer.network.neighbours import Edges, neighbours
+from adlayer.network.painn import PaiNN
+
+_WALL_REACH = 6.0  # Å
+_WALL_FEATURES = 8
+
+
+class Species(nn.Module):
+    """Atomic numbers (N,) → row of each element in the tables (N,)."""
+
+    def __init__(self, elements: Sequence[int]) -> None:
+        super().__init__()
+        table = torch.full((119,), -1, dtype=torch.long)
+        table[torch.tensor(list(elements))] = torch.arange(len(elements))
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.table[numbers]
+
+
+class VectorReadOut(nn.Module):
+    """Equivariant vector of each atom: ``Σ_f γ_f(s) (V v)_f``, (N, F) and (N, 3, F) → (N, 3)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(features, features, bias=False)
+        self.gate = nn.Sequential(nn.Linear(2 * features, features), nn.SiLU(), nn.Linear(features, features))
+
+    def forward(self, s: Tensor, v: Tensor) -> Tensor:
+        v = self.mix(v)
+        norm = torch.sqrt((v**2).sum(dim=1) + 1e-8)  # (N, F)
+        return (v * self.gate(torch.cat([s, norm], dim=-1))[:, None]).sum(dim=-1)
+
+
+class Denoiser(nn.Module):
+    """Noise-level-conditioned PaiNN with a vector read-out.
+
+    Parameters
+    ----------
+    elements
+        Atomic numbers that the model knows.
+    features, interactions, n_radial, cutoff
+        Size of the PaiNN.
+    n_conditions
+        Number of scalar conditions of a structure (energy above the minimum, composition …); NaN stands for "not given".
+    """
+
+    def __init__(
+        self,
+        elements: Sequence[int],
+        *,
+        features: int = 64,
+        interactions: int = 4,
+        n_radial: int = 30,
+        cutoff: float = 6.0,
+        n_conditions: int = 0,
+        n_frequencies: int = 16,
+    ) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.species = Species(elements)
+        self.embedding = nn.Embedding(2 * len(elements), features)  # mobile and substrate atoms apart
+        self.walls = nn.Linear(2 * _WALL_FEATURES + 2, features)
+        self.normal = nn.Linear(features, features, bias=False)
+        self.register_buffer("frequencies", torch.linspace(0.1, 3.0, n_frequencies), persistent=False)
+        self.register_buffer("wall_centres", torch.linspace(0.0, _WALL_REACH, _WALL_FEATURES), persistent=False)
+        n_inputs = 2 * n_frequencies + 4 * n_conditions
+        self.condition = nn.Sequential(nn.Linear(n_inputs, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
+        self.painn = PaiNN(features, interactions, n_radial, cutoff, n_condition=features)
+        self.read_out = VectorReadOut(features)
+
+    def edges(self, batch: Batch, skin: float = 0.0) -> Edges:
+        """The edges that the denoiser uses: all pairs but those within the rigid substrate."""
+        return neighbours(batch, self.cutoff + skin, among_substrate=False)
+
+    def _condition(self, sigma: Tensor, conditions: Tensor) -> Tensor:
+        """Noise level (B,) in Å and conditions (B, K), NaN where not given → (B, F)."""
+        phase = torch.log(sigma)[:, None] * self.frequencies
+        given = (~torch.isnan(conditions)).to(sigma.dtype)
+        value = torch.nan_to_num(conditions)
+        parts = [value, torch.tanh(value), torch.exp(-value.abs()) * given, given]
+        return self.condition(torch.cat([phase.sin(), phase.cos(), *parts], dim=-1))
+
+    def _walls(self, batch: Batch, sigma: Tensor) -> Tensor:
+        """Features of the distances to both walls (N, 2·8+2)."""
+        window, level = batch.window[batch.batch], sigma[batch.batch]
+        z = batch.positions[:, 2]
+        gaps = torch.stack([z - window[:, 0], window[:, 1] - z], dim=-1)  # (N, 2)
+        spacing = _WALL_REACH / (_WALL_FEATURES - 1)
+        smooth = torch.exp(-0.5 * ((gaps[:, :, None] - self.wall_centres) / spacing) ** 2)  # (N, 2, 8)
+        return torch.cat([smooth.flatten(1), torch.tanh(gaps / level[:, None])], dim=-1)
+
+    def forward(self, batch: Batch, sigma: Tensor, conditions: Tensor, edges: Edges | None = None) -> Tensor:
+        """Normalised score of the overlayer atoms, of order one.
+
+        Parameters
+        ----------
+        batch
+            The structures; substrate atoms are seen, never moved.
+        sigma
+            Noise level of each structure (B,), Å.
+        conditions
+            (B, K), NaN where not given.
+        edges
+            From :meth:`edges`, if they are known already.
+
+        Returns
+        -------
+        Tensor
+            (M, 3) for the M overlayer atoms, in the order of the batch.
+        """
+        edges = self.edges(batch) if edges is None else edges
+        s = self.embedding(2 * self.species(batch.numbers) + batch.mobile.long()) + self.walls(self._walls(batch, sigma))
+        v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
+        v[:, 2] = self.normal(s)
+        condition = self._condition(sigma, conditions)[batch.batch]  # (N, F)
+        s, v = self.painn(s, v, edges, edges.vectors(batch), condition, read_out=batch.mobile)
+        return self.read_out(s[batch.mobile], v[batch.mobile])
+
+
+class ForceField(nn.Module):
+    """PaiNN with an energy head; see the module's docstring.
+
+    Parameters
+    ----------
+    elements, features, interactions, n_radial, cutoff
+        As for :class:`Denoiser`.
+    direct
+        Read forces out of the vectors instead of differentiating the energy: about three times faster, not conservative.
+    """
+
+    def __init__(
+        self,
+        elements: Sequence[int],
+        *,
+        features: int = 64,
+        interactions: int = 3,
+        n_radial: int = 20,
+        cutoff: float = 5.0,
+        direct: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cutoff, self.direct = cutoff, direct
+        self.species = Species(elements)
+        self.embedding = nn.Embedding(len(elements), features)
+        self.painn = PaiNN(features, interactions, n_radial, cutoff)
+        self.energy = nn.Sequential(nn.Linear(features, features // 2), nn.SiLU(), nn.Linear(features // 2, 1))
+        self.force = VectorReadOut(features) if direct else None
+        self.register_buffer("baseline", torch.zeros(len(elements), dtype=torch.float64))  # eV per atom
+        self.register_buffer("scale", torch.ones(()))  # eV
+
+    def edges(self, batch: Batch, skin: float = 0.0) -> Edges:
+        """All pairs within the cutoff (plus ``skin``)."""
+        return neighbours(batch, self.cutoff + skin)
+
+    def forward(self, batch: Batch, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
+        """Interaction energies without the baseline (B,), eV, and forces on all atoms (N, 3), eV/Å.
+
+        Differentiable in the parameters while the module is in training mode.
+        """
+        edges = self.edges(batch) if edges is None else edges
+        with torch.enable_grad():
+            positions = batch.positions.detach().requires_grad_(not self.direct)
+            batch = batch.with_positions(positions)
+            species = self.species(batch.numbers)
+            s = self.embedding(species)
+            v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
+            s, v = self.painn(s, v, edges, edges.vectors(batch))
+            per_atom = self.energy(s)[:, 0] * self.scale  # (N,)
+            energy = torch.zeros(batch.n_structures, dtype=s.dtype).index_add(0, batch.batch, per_atom)
+            if self.force is not None:
+                forces = self.force(s, v) * self.scale
+            else:
+                (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=self.training)
+                forces = -gradient
+        return (energy, forces) if self.training else (energy.detach(), forces.detach())
+
+    def total_energy(self, batch: Batch, interaction: Tensor) -> Tensor:
+        """Total energies (B,) in double precision: interaction plus composition baseline."""
+        baseline = self.baseline[self.species(batch.numbers)]
+        total = torch.zeros(batch.n_structures, dtype=torch.float64).index_add(0, batch.batch, baseline)
+        return total + interaction.double()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(math.prod(p.shape) for p in module.parameters())

@@ -1,0 +1,136 @@
+"""Model files and training states.
+
+A model is one safetensors file: tensors, and a JSON text under the metadata key ``adlayer`` with the format version and the
+model's card. Loading it executes nothing. The state of an unfinished training (optimizer, averages, step) lies beside it in
+``MODEL.state`` and is read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+
+from adlayer import __version__
+from adlayer.errors import UserError
+from adlayer.network.model import Architecture, Card, Model
+from adlayer.structures.store import check_writable
+
+FORMAT = 1
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def save_model(path: str | os.PathLike[str], model: Model) -> None:
+    """Write a model file, atomically.
+
+    Raises
+    ------
+    UserError
+        If the place cannot be written.
+    """
+    check_writable(path)
+    header = {"format": FORMAT, "version": __version__, "card": model.card.plain()}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    _replace(Path(path), serialise(tensors, metadata={"adlayer": json.dumps(header)}))
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON header of a model file: ``format``, ``version``, ``card``.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, truncated, no model of ours, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no model {path}: train one with adlayer train, or name the file of one")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+        header: dict[str, Any] = json.loads(metadata["adlayer"])
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model {path} is damaged or no model file ({error}): train it again or fetch a whole copy") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a model of Adlayer: give a file written by adlayer train") from error
+    if header["format"] > FORMAT:
+        raise UserError(f"model {path} has format {header['format']}, newer than this version's {FORMAT}: update adlayer")
+    return header
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """A model from its file, ready for use.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_header`, and if tensors are missing.
+    """
+    fields = dict(read_header(path)["card"])
+    fields["architecture"] = Architecture(**fields["architecture"])
+    fields["elements"], fields["heights"] = tuple(fields["elements"]), tuple(fields["heights"])
+    model = Model(Card(**fields))
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"model {path} lacks tensors of its own architecture: train it again or fetch a whole copy") from error
+    return model.eval()
+
+
+def model_hash(path: str | os.PathLike[str]) -> str:
+    """Short fingerprint of a model file; starts with a letter, as ASE's databases need."""
+    return "m" + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+@dataclass
+class TrainingState:
+    """What a resumed training goes on from."""
+
+    step: int
+    elapsed: float  # s
+    weights: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    settings: str  # JSON: a state goes on only under the settings that it was made with
+
+
+def state_path(model_path: str | os.PathLike[str]) -> Path:
+    """Where the state of a training lies."""
+    return Path(f"{model_path}.state")
+
+
+def save_state(path: Path, state: TrainingState) -> None:
+    """Write a training state, atomically."""
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    torch.save(vars(state), partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read a training state without executing anything in it.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no training state {path} to resume: start without --resume")
+    try:
+        return TrainingState(**torch.load(path, weights_only=True))
+    except Exception as error:
+        raise UserError(f"training state {path} is damaged: remove it and start without --resume") from error

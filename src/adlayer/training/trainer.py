@@ -1,0 +1,351 @@
+"""Training of denoiser and force field together.
+
+Every step draws its own random stream from the seed and its number, so that a resumed training takes the steps that
+an uninterrupted one would have taken. Weights are averaged exponentially (EMA); what is validated and saved is the average.
+
+- Denoiser: score matching over all noise levels (:mod:`adlayer.diffusion.objective`), structures repeated in the plane, windows drawn at random
+  around the data (the network shall know any wall), conditions dropped at random.
+- Force field: Huber loss of energy per atom (unit 5 meV) and of force components (unit 0.1 eV/Å).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adlayer.diffusion.kernels import Domain, ExactKernel, Kernel, PaperKernel
+from adlayer.diffusion.objective import score_matching_loss
+from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
+from adlayer.network.graph import Batch
+from adlayer.network.model import Architecture, Card, Model, composition_fractions, condition_row
+from adlayer.training.checkpoint import TrainingState
+from adlayer.training.dataset import Dataset, Example, Frame, composition_baseline
+
+VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # Å
+ENERGY_UNIT, FORCE_UNIT = 0.005, 0.1  # eV per atom, eV/Å
+CACHE_BLOCK = 8  # structures
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; ``steps`` or ``seconds`` ends it, whichever is given."""
+
+    steps: int | None = None
+    seconds: float | None = None
+    batch: int = 32
+    force_batch: int = 8
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    average: float = 0.999
+    repeats: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 1), (1, 2))
+    drop_conditions: float = 0.3
+    sigma_min: float = 0.02  # Å
+    kernel: str = "exact"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line of ``metrics.csv``: losses are means since the line before, validation is of the averaged weights."""
+
+    step: int
+    seconds: float
+    learning_rate: float
+    score_loss: float
+    force_field_loss: float
+    validation_score: float
+    validation_energy: float  # eV per atom, mean absolute error
+    validation_force: float  # eV/Å, mean absolute error
+
+
+def make_kernel(name: str) -> Kernel:
+    """The forward process by name: ``exact`` or ``paper``."""
+    return {"exact": ExactKernel, "paper": PaperKernel}[name]()
+
+
+def collate(examples: Sequence[Example], windows: Sequence[tuple[float, float]]) -> Batch:
+    """A batch of examples with their windows (absolute z, Å)."""
+    return Batch(
+        numbers=torch.from_numpy(np.concatenate([e.numbers for e in examples])).long(),
+        positions=torch.from_numpy(np.concatenate([e.positions for e in examples])).float(),
+        mobile=torch.from_numpy(np.concatenate([e.mobile for e in examples])),
+        batch=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(e.numbers) for e in examples])),
+        cell=torch.from_numpy(np.stack([e.cell for e in examples])).float(),
+        window=torch.tensor(windows, dtype=torch.float32),
+    )
+
+
+def collate_frames(frames: Sequence[Frame]) -> tuple[Batch, Tensor, Tensor]:
+    """A batch of frames, energies (B,) in double precision, forces (N, 3)."""
+    batch = Batch(
+        numbers=torch.from_numpy(np.concatenate([f.numbers for f in frames])).long(),
+        positions=torch.from_numpy(np.concatenate([f.positions for f in frames])).float(),
+        mobile=torch.from_numpy(np.concatenate([f.mobile for f in frames])),
+        batch=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor([len(f.numbers) for f in frames])),
+        cell=torch.from_numpy(np.stack([f.cell for f in frames])).float(),
+        window=torch.zeros(len(frames), 2),
+    )
+    energies = torch.tensor([f.energy for f in frames], dtype=torch.float64)
+    return batch, energies, torch.from_numpy(np.concatenate([f.forces for f in frames])).float()
+
+
+def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, float]:
+    """Walls drawn around the structure: the lower 0.6 to 1.4 Å above the top layer, the upper up to 6 Å, both beyond its atoms."""
+    heights = example.heights
+    low = min(rng.uniform(0.6, 1.4), heights.min() - 0.02)
+    high = max(rng.uniform(3.0, 6.0), heights.max() + 0.02)
+    return example.top + low, example.top + high
+
+
+def _conditions(example: Example, card: Card, rng: np.random.Generator, drop: float) -> Tensor:
+    counts = {s: int(np.count_nonzero(example.numbers[example.mobile] == z)) for s, z in zip(card.elements, card.numbers, strict=True)}
+    energy = None if rng.random() < drop else example.energy_above
+    fractions = None if rng.random() < drop else composition_fractions(counts, card.elements)
+    return condition_row(energy, fractions, card.n_conditions)
+
+
+def _draw_sigma(u: Tensor, batch: Batch, settings: Settings) -> Tensor:
+    """Noise levels (B,) from uniforms: log-uniform up to the uniform limit, or uniform in the published time."""
+    if settings.kernel == "paper":
+        return LinearBeta().sigma(u.clamp(min=1e-3))
+    return log_uniform_sigma(u, settings.sigma_min, sigma_max_for(batch.cell, batch.window))
+
+
+def denoising_loss(model: Model, kernel: Kernel, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Tensor:
+    """Score-matching loss of a batch at the given noise levels (B,), with standard normals (M, 3)."""
+    domain = Domain(batch.cell, batch.window, batch.batch[batch.mobile])
+    clean = batch.positions[batch.mobile]
+    noisy = kernel.perturb(clean, sigma, normal, domain)
+    scale = kernel.score_scale(sigma, domain)
+    target = kernel.score(noisy, clean, sigma, domain)
+    positions = batch.positions.index_copy(0, batch.mobile.nonzero()[:, 0], noisy)
+    predicted = model.denoiser(batch.with_positions(positions), sigma, conditions) * scale[domain.batch]
+    return score_matching_loss(predicted, target, scale, domain)
+
+
+def force_field_loss(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, mean absolute errors of energy (eV per atom) and force components (eV/Å)."""
+    batch, energies, forces = collate_frames(frames)
+    energy, predicted = model.force_field(batch)
+    zero = torch.zeros(len(energies), dtype=energy.dtype)
+    baseline = model.force_field.total_energy(batch, zero)
+    counts = torch.bincount(batch.batch).to(energy.dtype)
+    energy_error = (energy - (energies - baseline).to(energy.dtype)) / counts  # (B,)
+    force_error = predicted - forces  # (N, 3)
+    huber = torch.nn.functional.smooth_l1_loss
+    loss = huber(energy_error / ENERGY_UNIT, torch.zeros_like(energy_error))
+    loss = loss + huber(force_error / FORCE_UNIT, torch.zeros_like(force_error))
+    return loss, energy_error.detach().abs().mean(), force_error.detach().abs().mean()
+
+
+def make_model(dataset: Dataset, architecture: Architecture, settings: Settings) -> Model:
+    """An untrained model for the data: elements, height statistics and energy baseline from the training set."""
+    heights = np.concatenate([e.heights for e in dataset.train])
+    card = Card(
+        elements=dataset.elements,
+        kernel=settings.kernel,
+        sigma_min=settings.sigma_min,
+        architecture=architecture,
+        heights=tuple(float(q) for q in np.quantile(heights, [0.05, 0.25, 0.75, 0.95])),  # type: ignore[arg-type]
+        compositions=dataset.compositions,
+        calculator=dataset.calculator,
+        data_hash=dataset.data_hash,
+        n_structures=len(dataset.train) + len(dataset.validation),
+        training=asdict(settings),
+    )
+    torch.manual_seed(settings.seed)
+    model = Model(card)
+    model.force_field.baseline.copy_(torch.from_numpy(composition_baseline(dataset.frames, card.numbers)))
+    return model
+
+
+class Validation:
+    """Fixed structures, noise levels and noises on which every model of a training is judged."""
+
+    def __init__(self, dataset: Dataset, card: Card, settings: Settings, limit: int = 32) -> None:
+        rng = np.random.default_rng([settings.seed, 0x5EED])
+        chosen = dataset.validation[:limit] or dataset.train[:limit]
+        self.kernel = make_kernel(settings.kernel)
+        self.batch = collate(chosen, [_random_window(e, rng) for e in chosen])
+        self.conditions = torch.stack([_conditions(e, card, rng, 0.5) for e in chosen])
+        n_mobile = int(self.batch.mobile.sum())
+        self.normals = [torch.from_numpy(rng.standard_normal((n_mobile, 3))).float() for _ in VALIDATION_SIGMAS]
+        picks = rng.permutation(len(dataset.validation_frames))[: 4 * limit]
+        self.frames = [dataset.validation_frames[k] for k in picks]
+
+    def __call__(self, model: Model) -> tuple[float, float, float]:
+        """Score loss (mean over noise levels), energy and force errors of a model."""
+        with torch.no_grad():
+            losses = [
+                denoising_loss(
+                    model, self.kernel, self.batch, torch.full((self.batch.n_structures,), s), self.conditions, n
+                )
+                for s, n in zip(VALIDATION_SIGMAS, self.normals, strict=True)
+            ]
+            energy, force = float("nan"), float("nan")
+            if self.frames:
+                _, *errors = force_field_loss(model, self.frames)
+                energy, force = (float(e) for e in errors)
+        return float(torch.stack(losses).mean()), energy, force
+
+
+def _rate(settings: Settings, step: int, elapsed: float) -> float:
+    """Learning rate: linear warm-up, then a cosine down to one percent at the end."""
+    ends = []
+    if settings.steps:
+        ends.append(step / settings.steps)
+    if settings.seconds:
+        ends.append(elapsed / settings.seconds)
+    progress = min(1.0, max(ends, default=0.0))
+    warm = min(1.0, (step + 1) / settings.warmup)
+    return settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def train(
+    dataset: Dataset,
+    architecture: Architecture,
+    settings: Settings,
+    *,
+    state: TrainingState | None = None,
+    every: float = 60.0,
+    on_report: Callable[[Model, Report, TrainingState], None] = lambda model, report, state: None,
+    progress: Callable[[int, float, float], None] = lambda step, fraction, loss: None,
+) -> Model:
+    """Train a model.
+
+    Parameters
+    ----------
+    dataset, architecture, settings
+        What to learn from, how large the networks are, and how to learn.
+    state
+        Of an interrupted training of the same settings, to go on from.
+    every
+        Seconds between validations.
+    on_report
+        Called after each validation with the averaged model, the metrics and the state: the place to save them.
+    progress
+        Called after each step with its number, the fraction done and the loss.
+
+    Returns
+    -------
+    Model
+        With averaged weights.
+    """
+    model = make_model(dataset, architecture, settings)
+    average = copy.deepcopy(model).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=1e-5)
+    step, before = 0, 0.0
+    if state is not None:
+        model.load_state_dict(state.weights)
+        average.load_state_dict(state.average)
+        optimizer.load_state_dict(state.optimizer)
+        step, before = state.step, state.elapsed
+    validation = Validation(dataset, model.card, settings)
+    kernel = make_kernel(settings.kernel)
+    model.train()
+    start = last = time.monotonic()
+    sums, count = np.zeros(2), 0
+    helper = ThreadPoolExecutor(1)
+
+    def finished() -> bool:
+        over_steps = settings.steps is not None and step >= settings.steps
+        return over_steps or (settings.seconds is not None and before + time.monotonic() - start >= settings.seconds)
+
+    while True:
+        done = finished()
+        if (done or time.monotonic() - last > every) and (count or state is None):
+            elapsed = before + time.monotonic() - start
+            scores = validation(average)
+            losses = sums / max(count, 1)
+            report = Report(step, elapsed, optimizer.param_groups[0]["lr"], *losses, *scores)
+            names = ("score_loss", "energy_mae", "force_mae")
+            average.card = replace(model.card, n_steps=step, validation=dict(zip(names, scores, strict=True)))
+            snapshot = TrainingState(
+                step, elapsed, model.state_dict(), average.state_dict(), optimizer.state_dict(), state_key(settings, dataset)
+            )
+            on_report(average, report, snapshot)
+            last, sums, count = time.monotonic(), np.zeros(2), 0
+        if done:
+            return average
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(settings, step, before + time.monotonic() - start)
+        sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper)
+        step, count = step + 1, count + 1
+        elapsed = before + time.monotonic() - start
+        fraction = max(step / settings.steps if settings.steps else 0.0, elapsed / settings.seconds if settings.seconds else 0.0)
+        progress(step, min(1.0, fraction), float(sums[0] / count))
+
+
+def state_key(settings: Settings, dataset: Dataset) -> str:
+    """What must agree for a state to go on: the data and all settings but the length of the training."""
+    fixed = asdict(replace(settings, steps=None, seconds=None))
+    return json.dumps({"data": dataset.data_hash, **fixed}, sort_keys=True)
+
+
+def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
+    """Accumulate the gradients of one batch for the denoiser, a few structures at a time: they then fit the cache."""
+    rng = np.random.default_rng([settings.seed, step, 0])
+    chosen = [dataset.train[k] for k in rng.integers(len(dataset.train), size=settings.batch)]
+    chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
+    n_mobile = sum(int(e.mobile.sum()) for e in chosen)
+    total = 0.0
+    for first in range(0, len(chosen), CACHE_BLOCK):
+        part = chosen[first : first + CACHE_BLOCK]
+        batch = collate(part, [_random_window(e, rng) for e in part])
+        conditions = torch.stack([_conditions(e, model.card, rng, settings.drop_conditions) for e in part])
+        sigma = _draw_sigma(torch.from_numpy(rng.random(len(part))).float(), batch, settings)
+        normal = torch.from_numpy(rng.standard_normal((int(batch.mobile.sum()), 3))).float()
+        loss = denoising_loss(model, kernel, batch, sigma, conditions, normal) * (len(normal) / n_mobile)
+        loss.backward()
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 5.0)
+    return total
+
+
+def _force_field_gradients(model: Model, dataset: Dataset, settings: Settings, step: int) -> float:
+    """Accumulate the gradients of one batch of frames for the force field."""
+    if not (settings.force_batch and dataset.frames):
+        return 0.0
+    rng = np.random.default_rng([settings.seed, step, 1])
+    frames = [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
+    loss, *_ = force_field_loss(model, frames)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.force_field.parameters(), 5.0)
+    return float(loss.detach())
+
+
+def _step(
+    model: Model,
+    average: Model,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset,
+    kernel: Kernel,
+    settings: Settings,
+    step: int,
+    helper: Executor,
+) -> np.ndarray:
+    """One optimisation step; returns both losses. The two networks share nothing, so each has a thread."""
+    optimizer.zero_grad(set_to_none=True)
+    waiting = helper.submit(_force_field_gradients, model, dataset, settings, step)
+    score = _denoiser_gradients(model, dataset, kernel, settings, step)
+    force = waiting.result()
+    optimizer.step()
+    keep = min(settings.average, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - keep)
+    return np.array([score, force])
+
+
+def describe(dataset: Dataset) -> str:
+    """One line on what is learned from."""
+    formulas = ", ".join(f"{f}×{n}" for f, n in dataset.compositions.items())
+    return f"{len(dataset.train)} structures ({formulas}), {len(dataset.frames)} frames, {len(dataset.validation)} held out"
