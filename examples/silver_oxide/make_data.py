@@ -2,7 +2,7 @@
 
     python examples/silver_oxide/make_data.py runs/silver_oxide.db --rounds 5
 
-Four cells of 7 to 9 (1x1) units, ten compositions each, from low to high oxygen; two layers, the lower one fixed,
+Six cells of 6 to 9 (1x1) units, ten compositions each, from low to high oxygen; two layers, the lower one fixed,
 lattice constant 4.167 Å. No p(4x4) cell is among them, and nothing is placed by hand. Stop it at any moment and run it
 again: it goes on where it was. A round is four samples of each composition in each cell.
 """
@@ -14,7 +14,10 @@ from adlayer.energies.search import search
 from adlayer.structures.store import connect
 from adlayer.structures.substrate import build_substrate
 
+SMALL = "Ag4O2 Ag3O2 Ag4O3 Ag5O2 Ag5O3 Ag4O Ag3O3 Ag4O4 Ag5O Ag3O"
 FORMULAS = {
+    "p(3x2)": SMALL,
+    "[[2,0],[-1,3]]": SMALL,
     "p(4x2)": "Ag6O3 Ag5O3 Ag6O4 Ag5O2 Ag6O2 Ag5O4 Ag4O2 Ag4O4 Ag3O3 Ag5O",
     "p(3x3)": "Ag6O3 Ag7O3 Ag7O4 Ag6O4 Ag5O3 Ag7O2 Ag6O2 Ag4O3 Ag5O5 Ag6O",
     "c(4x4)": "Ag6O3 Ag5O3 Ag6O4 Ag5O2 Ag6O2 Ag5O4 Ag4O2 Ag4O4 Ag3O3 Ag5O",

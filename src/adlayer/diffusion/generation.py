@@ -1,8 +1,9 @@
 """New structures: the reverse diffusion with a trained model on a given substrate.
 
-The substrate is masked: the network sees its atoms, nothing moves them, not even the final relaxation in the learned force field.
-Overlayer atoms start uniformly in the cell times the window and end inside it. Every sample has its own random stream, keyed by seed, formula
-and number; structures are worked on in blocks that fit the processor's cache, and another block size changes rounding alone.
+The substrate is masked: the network sees its atoms, nothing moves them, not even the final relaxation in the learned
+force field. Overlayer atoms start uniformly in the cell times the window and end inside it. Every sample has its own
+random stream, keyed by seed, formula and number; structures are worked on in blocks that fit the processor's cache,
+and another block size changes rounding alone.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ SOLVERS = ("multistep", "heun", "euler")
 class Sampling:
     """How to sample.
 
-    ``steps`` network steps with ``solver``, noise levels from the uniform limit down to ``sigma_min`` Å on a grid of exponent ``rho``, or the published
-    ones (``published_levels``). ``stochasticity`` is the churn of Heun and the η of the multistep solver. ``energy`` (eV per overlayer atom above the lowest)
-    and ``fraction`` (of the elements but the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance
-    (1: plainly conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate`` Å;
-    ``relax_steps`` bounds the final relaxation of the overlayer in the learned force field; ``corrector`` Langevin steps follow each step below 0.5 Å.
+    ``steps`` network steps with ``solver``, noise levels from the uniform limit down to ``sigma_min`` Å on a grid of
+    exponent ``rho``, or the published ones (``published_levels``). ``stochasticity`` is the churn of Heun and the η
+    of the multistep solver. ``energy`` (eV per overlayer atom above the lowest) and ``fraction`` (of the elements but
+    the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance (1: plainly
+    conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate``
+    Å; ``relax_steps`` bounds the final relaxation of the overlayer in the learned force field; ``corrector`` Langevin
+    steps follow each step below 0.5 Å.
     """
 
     steps: int = 50
@@ -103,8 +106,8 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int) -> str:
     quarter, three_quarters = model.card.heights[1:3]
     if low > quarter or high < three_quarters:
         raise UserError(
-            f"window {low:.2f} to {high:.2f} Å above the top layer excludes the model's data, most of which lie between "
-            f"{quarter:.2f} and {three_quarters:.2f} Å: build the substrate with a window such as 1.0 5.0"
+            f"window {low:.2f} to {high:.2f} Å above the top layer excludes the model's data, most of which lie "
+            f"between {quarter:.2f} and {three_quarters:.2f} Å: build the substrate with a window such as 1.0 5.0"
         )
     return write_formula(counts)
 
@@ -120,7 +123,7 @@ def _solver(settings: Sampling) -> Solver:
 
 
 class _Block:
-    """A block of structures under way: the batch, the domain, and the functions of overlayer positions that solvers need."""
+    """A block of structures under way: batch, domain, and the functions of overlayer positions that solvers need."""
 
     def __init__(self, model: Model, starts: list[Atoms], settings: Sampling) -> None:
         self.model, self.settings = model, settings
@@ -216,7 +219,7 @@ def _run_block(
 
 
 def _settle(model: Model, block: _Block, positions: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Relax the overlayer in the learned force field; a structure that would leave its window stays as it was generated.
+    """Relax the overlayer in the learned force field; a structure that would leave its window stays as generated.
 
     Returns overlayer positions (B, m, 3), total energies (B,) and forces on all atoms (B, n, 3).
     """

@@ -157,6 +157,14 @@ def quiet_backends() -> Iterator[None]:
         logging.disable(previous)
 
 
+def backend_version(name: str) -> str | None:
+    """Version of a known backend's package, ``None`` if it is not installed."""
+    try:
+        return importlib.metadata.version(BACKENDS[name].package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def identify(specification: str) -> dict[str, str]:
     """Name, version and settings of a backend: energies may be compared only where all of it agrees.
 

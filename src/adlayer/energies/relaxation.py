@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator
+from ase.calculators.calculator import BaseCalculator, CalculatorSetupError, InputError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.optimize import BFGS
+
+from adlayer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Relaxation:
     path: Path
 
 
+def _check_treats(atoms: Atoms, name: str) -> None:
+    """Raise :class:`UserError` if the calculator refuses this kind of structure; the result is kept by the calculator."""
+    try:
+        atoms.get_forces()
+    except (NotImplementedError, CalculatorSetupError, InputError) as error:
+        raise UserError(
+            f"calculator {name} cannot treat {atoms.get_chemical_formula()} ({error}): choose another calculator"
+        ) from error
+
+
 def relax(
     atoms: Atoms,
     calculator: BaseCalculator,
@@ -71,14 +83,20 @@ def relax(
     -------
     Relaxation
         ``converged`` is false if the steps ran out or energies ceased to be finite.
+
+    Raises
+    ------
+    UserError
+        If the calculator cannot treat the structure, such as an element it does not know.
     """
     work = atoms.copy()
     work.calc = calculator
     frames: list[tuple[np.ndarray, float, np.ndarray]] = []
     optimizer = BFGS(work, logfile=None)
     converged = False
+    _check_treats(work, (identity or {}).get("name", type(calculator).__name__))
     for converged in optimizer.irun(fmax=fmax, steps=max_steps):
-        energy = float(work.get_potential_energy())
+        energy = float(work.get_potential_energy())  # of the calculation the optimizer has just made
         forces = work.get_forces(apply_constraint=False)
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             converged = False

@@ -1,7 +1,7 @@
 """Local relaxation of many structures over worker processes, as a resumable job.
 
-Rows are written as relaxations finish; a run finds what is left to do by the fingerprints (``task``) of the rows already
-there. A structure that stands several times in the input is relaxed as often, so that output and input have the same length.
+Rows are written as relaxations finish; a run finds what is left to do by the fingerprints (``task``) of the rows
+already there. A structure that stands several times in the input is relaxed as often, so output matches input.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def relax_structures(
     Returns
     -------
     list of ase.Atoms
-        In the order of the input, with energy and forces, ``info`` kept, and in ``info["row"]`` the keys of a relaxed row
-        (see :mod:`adlayer.structures.store`) and the record of the backend as ``calculator``.
+        In the order of the input, with energy and forces, ``info`` kept, and in ``info["row"]`` the keys of a relaxed
+        row (see :mod:`adlayer.structures.store`) and the record of the backend as ``calculator``.
 
     Raises
     ------

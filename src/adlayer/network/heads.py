@@ -1,13 +1,15 @@
 """The two networks of a model: the denoiser and the force field, both PaiNN.
 
-**Denoiser.** Predicts the score ``s_θ(r, σ)`` of the overlayer atoms (non-conservative vector read-out). Its raw output is of order one at
-every noise level: the caller multiplies by the root-mean-square score of the kernel. Scalars enter with the element, whether
-the atom is mobile, its distance to both walls of the confinement (the walls break the symmetry along z), and vectors with the
-surface normal; noise level and conditions enter every interaction. Symmetric under in-plane rotations, reflections and translations
-and permutations of like atoms.
+**Denoiser.** Predicts the score ``s_θ(r, σ)`` of the overlayer atoms (non-conservative vector read-out). Its raw
+output is of order one at every noise level: the caller multiplies by the root-mean-square score of the kernel.
+Scalars enter with the element, whether the atom is mobile, its distance to both walls of the confinement (the walls
+break the symmetry along z), and vectors with the surface normal; noise level and conditions enter every interaction.
+Symmetric under in-plane rotations, reflections and translations and permutations of like atoms.
 
-**Force field.** ``E = Σ_i (e_Z(i) + ε(s_i))`` with a composition baseline ``e_Z``; forces are the exact negative gradient, or, in
-its faster form, a vector read-out.
+**Force field.** ``E = Σ_i (e_Z(i) + ε(s_i)) + E_core`` with a composition baseline ``e_Z``; forces are the exact
+negative gradient, or, in its faster form, a vector read-out. ``E_core = ½ Σ_ij A (1 − d_ij/d⁰_ij)²`` over pairs closer
+than ``d⁰ = 0.7`` times the sum of covalent radii, nearer than any data: there a learned energy alone may have holes
+into which atoms fall.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+from ase.data import covalent_radii
 from torch import Tensor, nn
 
 from adlayer.network.graph import Batch
 from adlayer.network.neighbours import Edges, neighbours
 from adlayer.network.painn import PaiNN
 
+_CORE_STRENGTH, _CORE_RADIUS = 60.0, 0.7  # eV, sums of covalent radii
 _WALL_REACH = 6.0  # Å
 _WALL_FEATURES = 8
 
@@ -63,7 +67,8 @@ class Denoiser(nn.Module):
     features, interactions, n_radial, cutoff
         Size of the PaiNN.
     n_conditions
-        Number of scalar conditions of a structure (energy above the minimum, composition …); NaN stands for "not given".
+        Number of scalar conditions of a structure (energy above the minimum, composition …); NaN stands for "not
+        given".
     """
 
     def __init__(
@@ -86,7 +91,9 @@ class Denoiser(nn.Module):
         self.register_buffer("frequencies", torch.linspace(0.1, 3.0, n_frequencies), persistent=False)
         self.register_buffer("wall_centres", torch.linspace(0.0, _WALL_REACH, _WALL_FEATURES), persistent=False)
         n_inputs = 2 * n_frequencies + 4 * n_conditions
-        self.condition = nn.Sequential(nn.Linear(n_inputs, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
+        self.condition = nn.Sequential(
+            nn.Linear(n_inputs, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
+        )
         self.painn = PaiNN(features, interactions, n_radial, cutoff, n_condition=features)
         self.read_out = VectorReadOut(features)
 
@@ -131,7 +138,9 @@ class Denoiser(nn.Module):
             (M, 3) for the M overlayer atoms, in the order of the batch.
         """
         edges = self.edges(batch) if edges is None else edges
-        s = self.embedding(2 * self.species(batch.numbers) + batch.mobile.long()) + self.walls(self._walls(batch, sigma))
+        s = self.embedding(2 * self.species(batch.numbers) + batch.mobile.long()) + self.walls(
+            self._walls(batch, sigma)
+        )
         v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
         v[:, 2] = self.normal(s)
         condition = self._condition(sigma, conditions)[batch.batch]  # (N, F)
@@ -147,7 +156,8 @@ class ForceField(nn.Module):
     elements, features, interactions, n_radial, cutoff
         As for :class:`Denoiser`.
     direct
-        Read forces out of the vectors instead of differentiating the energy: about three times faster, not conservative.
+        Read forces out of the vectors instead of differentiating the energy: about three times faster, not
+        conservative.
     """
 
     def __init__(
@@ -167,6 +177,8 @@ class ForceField(nn.Module):
         self.painn = PaiNN(features, interactions, n_radial, cutoff)
         self.energy = nn.Sequential(nn.Linear(features, features // 2), nn.SiLU(), nn.Linear(features // 2, 1))
         self.force = VectorReadOut(features) if direct else None
+        radii = torch.tensor(covalent_radii, dtype=torch.get_default_dtype())
+        self.register_buffer("radii", _CORE_RADIUS * radii, persistent=False)
         self.register_buffer("baseline", torch.zeros(len(elements), dtype=torch.float64))  # eV per atom
         self.register_buffer("scale", torch.ones(()))  # eV
 
@@ -181,20 +193,28 @@ class ForceField(nn.Module):
         """
         edges = self.edges(batch) if edges is None else edges
         with torch.enable_grad():
-            positions = batch.positions.detach().requires_grad_(not self.direct)
+            positions = batch.positions.detach().requires_grad_()
             batch = batch.with_positions(positions)
             species = self.species(batch.numbers)
             s = self.embedding(species)
             v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
-            s, v = self.painn(s, v, edges, edges.vectors(batch))
-            per_atom = self.energy(s)[:, 0] * self.scale  # (N,)
+            vectors = edges.vectors(batch)
+            core = self._core(batch, edges, vectors)  # (N,)
+            s, v = self.painn(s, v, edges, vectors.detach() if self.direct else vectors)
+            per_atom = self.energy(s)[:, 0] * self.scale + core
             energy = torch.zeros(batch.n_structures, dtype=s.dtype).index_add(0, batch.batch, per_atom)
-            if self.force is not None:
-                forces = self.force(s, v) * self.scale
-            else:
-                (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=self.training)
-                forces = -gradient
+            differentiated = core if self.direct else energy
+            (gradient,) = torch.autograd.grad(differentiated.sum(), positions, create_graph=self.training)
+            forces = -gradient if self.force is None else self.force(s, v) * self.scale - gradient
         return (energy, forces) if self.training else (energy.detach(), forces.detach())
+
+    def _core(self, batch: Batch, edges: Edges, vectors: Tensor) -> Tensor:
+        """Core repulsion of each atom (N,), eV: half of every pair."""
+        contact = self.radii[batch.numbers[edges.receiver]] + self.radii[batch.numbers[edges.sender]]  # (E,)
+        close = (vectors.detach() ** 2).sum(dim=-1) < contact**2
+        distance = torch.sqrt((vectors[close] ** 2).sum(dim=-1) + 1e-12)
+        pairs = 0.5 * _CORE_STRENGTH * (1.0 - distance / contact[close]) ** 2
+        return torch.zeros(len(batch.numbers), dtype=vectors.dtype).index_add(0, edges.receiver[close], pairs)
 
     def total_energy(self, batch: Batch, interaction: Tensor) -> Tensor:
         """Total energies (B,) in double precision: interaction plus composition baseline."""

@@ -1,7 +1,7 @@
 """A model: denoiser and force field, with what must be known to use them.
 
-Conditions of the denoiser, in this order: the energy above the lowest of the same composition, eV per overlayer atom, and the
-fraction of each element but the first among the overlayer atoms. NaN stands for "not given".
+Conditions of the denoiser, in this order: the energy above the lowest of the same composition, eV per overlayer atom,
+and the fraction of each element but the first among the overlayer atoms. NaN stands for "not given".
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Architecture:
 class Card:
     """What a model file says of itself.
 
-    ``heights`` are quantiles (5, 25, 75, 95 %) of the overlayer atoms' heights above the top layer in the training data, Å;
-    ``compositions`` the structures of each overlayer formula; ``calculator`` the backend's record of the training energies.
+    ``heights`` are quantiles (5, 25, 75, 95 %) of the overlayer atoms' heights above the top layer in the training
+    data, Å; ``compositions`` the structures of each overlayer formula; ``calculator`` the backend's record of the
+    training energies.
     """
 
     elements: tuple[str, ...]

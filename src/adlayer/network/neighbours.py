@@ -41,7 +41,8 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
     Parameters
     ----------
     among_substrate
-        Whether pairs of substrate atoms are wanted. The denoiser sees a rigid substrate, whose inner geometry says nothing.
+        Whether pairs of substrate atoms are wanted. The denoiser sees a rigid substrate, whose inner geometry says
+        nothing.
     """
     positions = batch.positions.detach().double().numpy()
     mobile = batch.mobile.numpy()
@@ -60,4 +61,6 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
             i, j, shift = i[touching], j[touching], shift[touching]
         parts.append((i, j, shift[:, :2]))
     receiver, sender, shift = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Edges(torch.from_numpy(receiver), torch.from_numpy(sender), torch.from_numpy(shift).to(batch.positions.dtype))
+    return Edges(
+        torch.from_numpy(receiver), torch.from_numpy(sender), torch.from_numpy(shift).to(batch.positions.dtype)
+    )

@@ -7,9 +7,9 @@ Atom ``i`` carries scalars ``s_i`` (F) and vectors ``v_i`` (3, F). With edges ``
 - update (Eqs. 9 and 10): ``a = ψ(s_i, ‖V v_i‖)``, split in three;
   ``Δs_i = a¹ + a² ⟨U v_i, V v_i⟩``, ``Δv_i = a³ ∘ U v_i``.
 
-Ours adds, for the denoiser, a condition vector ``c`` of each structure (noise level and the like) to the scalars that enter every
-message and update, and lets the edges of the last message end on the atoms that are read out only. Without
-conditions it is the published network.
+Ours adds, for the denoiser, a condition vector ``c`` of each structure (noise level and the like) to the scalars that
+enter every message and update, and lets the edges of the last message end on the atoms that are read out only.
+Without conditions it is the published network.
 """
 
 from __future__ import annotations
@@ -49,7 +49,14 @@ class Interaction(nn.Module):
         self.condition = nn.Linear(n_condition, features) if n_condition else None
 
     def forward(
-        self, s: Tensor, v: Tensor, condition: Tensor | None, edges: Edges, radial: Tensor, envelope: Tensor, unit: Tensor
+        self,
+        s: Tensor,
+        v: Tensor,
+        condition: Tensor | None,
+        edges: Edges,
+        radial: Tensor,
+        envelope: Tensor,
+        unit: Tensor,
     ) -> tuple[Tensor, Tensor]:
         if self.condition is not None:
             s_in = s + self.condition(condition)

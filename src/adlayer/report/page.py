@@ -214,7 +214,17 @@ def _matched_note(structures: Sequence[Atoms], found: Interval) -> str:
     if len(calls) != len(structures) or not found.value > 0:
         return ""
     needed = calls_for_success(found.value, float(calls.mean()))
-    return f"one is 95 % sure within about {needed:,.0f} force calls".replace(",", "\u202f")
+    return f"one is 95 % sure within about {float(f'{needed:.2g}'):.0f} force calls"
+
+
+def _lowest(structures: Sequence[Atoms], levels: Mapping[str, float], relative: bool) -> tuple[float | None, str]:
+    """The headline energy (eV) and what it is."""
+    totals = [energy for atoms in structures if (energy := potential_energy(atoms)) is not None]
+    if not totals:
+        return None, "no energies recorded"
+    if relative:
+        return float(_energies(structures, levels).min()), "relative to the reference"
+    return min(totals), "total, of the cell"
 
 
 def _check(directory: Path, groups: Mapping[str, Sequence[Atoms]], matched: Iterable[int]) -> None:
@@ -275,7 +285,8 @@ def write_report(
     with_energy = reference is not None and potential_energy(reference) is not None
     zero = "the reference" if with_energy else "the lowest of its composition"
     entries = _entries(structures, set(matched), levels)
-    energies, found = _energies(structures, levels), wilson_interval(len(matched), len(structures))
+    lowest, lowest_note = _lowest(structures, levels, with_energy)
+    found = wilson_interval(len(matched), len(structures))
     pictured = [{"entry": entry, "image": _png(structure_figure(entry.atoms))} for entry in entries[:best]]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(signed=signed, subscripts=subscripts)
@@ -285,7 +296,8 @@ def write_report(
         name=name,
         n=len(structures),
         entries=entries,
-        lowest=float(energies.min()) if len(energies) else None,
+        lowest=lowest,
+        lowest_note=lowest_note,
         zero=zero,
         has_reference=reference is not None,
         n_matched=len(matched),

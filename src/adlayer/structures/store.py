@@ -35,6 +35,7 @@ import numpy as np
 from ase import Atoms
 from ase.db.core import Database
 from ase.db.row import AtomsRow
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from adlayer.errors import UserError
 
@@ -59,6 +60,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"output {path} is a folder: give the name of a file")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UserError(f"output {path} cannot be written (permission denied): choose another place")
+
+
+def check_structure_file(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`UserError` before any work is done if structures cannot be written to ``path``."""
+    try:
+        writable = ioformats[filetype(str(path), read=False)].can_write
+    except (UnknownFileTypeError, KeyError):
+        writable = False
+    if not writable:
+        raise UserError(f"output {path} has no format that ASE can write: end its name in .extxyz or .traj")
+    check_writable(path)
 
 
 def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Database:
@@ -115,7 +127,7 @@ def row_atoms(row: AtomsRow) -> Atoms:
     atoms.info = dict(row.data.get("info", {}))
     atoms.info["row"] = {"id": row.id, **row.key_value_pairs}
     if row.get("calculator"):
-        atoms.info["row"]["calculator"] = {"name": row.calculator, **row.get("calculator_parameters", {})}
+        atoms.info["row"]["calculator"] = {"name": row.get("calculator"), **row.get("calculator_parameters", {})}
     return atoms
 
 
@@ -147,7 +159,12 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
     """
     if is_database(name):
         database = connect(name, must_exist=True)
-        structures = [row_atoms(row) for row in rows_in_order(database, selection)]
+        try:
+            structures = [row_atoms(row) for row in rows_in_order(database, selection)]
+        except (ValueError, KeyError, AssertionError) as error:
+            raise UserError(
+                f'selection "{selection}" is not understood ({error}): write it like "stage=search"'
+            ) from error
     else:
         if not Path(name).is_file():
             raise UserError(f"there is no file {name}: give a structure file or a database")
@@ -160,6 +177,7 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
             f"{name} holds no structures" + (f' that match "{selection}"' if selection else "") + ": fill it first"
         )
     for atoms in structures:
+        atoms.info = plain_info(atoms)
         if "confinement" in atoms.info:
             atoms.info["confinement"] = [float(v) for v in np.asarray(atoms.info["confinement"]).ravel()]
     return structures

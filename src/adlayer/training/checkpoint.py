@@ -1,8 +1,8 @@
 """Model files and training states.
 
-A model is one safetensors file: tensors, and a JSON text under the metadata key ``adlayer`` with the format version and the
-model's card. Loading it executes nothing. The state of an unfinished training (optimizer, averages, step) lies beside it in
-``MODEL.state`` and is read with ``weights_only``.
+A model is one safetensors file: tensors, and a JSON text under the metadata key ``adlayer`` with the format version
+and the model's card. Loading it executes nothing. The state of an unfinished training (optimizer, averages, step)
+lies beside it in ``MODEL.state`` and is read with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -62,11 +62,15 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
         header: dict[str, Any] = json.loads(metadata["adlayer"])
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model {path} is damaged or no model file ({error}): train it again or fetch a whole copy") from error
+        raise UserError(
+            f"model {path} is damaged or no model file ({error}): train it again or fetch a whole copy"
+        ) from error
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} is not a model of Adlayer: give a file written by adlayer train") from error
     if header["format"] > FORMAT:
-        raise UserError(f"model {path} has format {header['format']}, newer than this version's {FORMAT}: update adlayer")
+        raise UserError(
+            f"model {path} has format {header['format']}, newer than this version's {FORMAT}: update adlayer"
+        )
     return header
 
 
@@ -87,7 +91,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"model {path} lacks tensors of its own architecture: train it again or fetch a whole copy") from error
+        raise UserError(
+            f"model {path} lacks tensors of its own architecture: train it again or fetch a whole copy"
+        ) from error
     return model.eval()
 
 

@@ -1,11 +1,13 @@
 """Training data from the rows of a search.
 
-**Examples** teach the denoiser: overlayer atoms as relaxed, *on the bare substrate* as the search placed it. In generation the network
-meets the bare substrate, so it must not learn from the substrate's answer to the overlayer; structures whose substrate atoms moved far are left out.
+**Examples** teach the denoiser: overlayer atoms as relaxed, *on the bare substrate* as the search placed it. In
+generation the network meets the bare substrate, so it must not learn from the substrate's answer to the overlayer;
+structures whose substrate atoms moved far are left out.
 
 **Frames** teach the force field: points of the relaxation paths, with total energies and the forces on all atoms.
 
-Rows are selected by energy above the lowest of the same composition (same overlayer, same substrate atoms) and by composition.
+Rows are selected by energy above the lowest of the same composition (same overlayer, same substrate atoms) and by
+composition.
 """
 
 from __future__ import annotations
@@ -68,9 +70,9 @@ class Frame:
 class Selection:
     """Which rows to learn from.
 
-    ``energy_window``: eV per structure above the lowest of the same composition; ``fractions``: for an element, the allowed range of its
-    share among the overlayer atoms; ``substrate_shift``: largest displacement of a substrate atom, Å; ``force_limit``: frames with larger forces (eV/Å)
-    are left out.
+    ``energy_window``: eV per structure above the lowest of the same composition; ``fractions``: for an element, the
+    allowed range of its share among the overlayer atoms; ``substrate_shift``: largest displacement of a substrate
+    atom, Å; ``force_limit``: frames with larger forces (eV/Å) are left out.
     """
 
     energy_window: float = 2.5
@@ -105,7 +107,8 @@ def parse_selection(text: str) -> Selection:
                 raise ValueError
         except ValueError as error:
             raise UserError(
-                f'selection "{part}" is not understood: write "dE<0.5" (eV), "0.2<O<0.4" (fraction), "shift<1" (Å) or "n<100"'
+                f'selection "{part}" is not understood: write "dE<0.5" (eV), "0.2<O<0.4" (fraction), "shift<1" (Å) '
+                'or "n<100"'
             ) from error
     return selection
 
@@ -148,12 +151,16 @@ def _one_backend(rows: Sequence[AtomsRow]) -> dict[str, str]:
     records = {(r.get("calculator", "unknown"), *sorted(r.get("calculator_parameters", {}).items())) for r in rows}
     if len(records) > 1:
         names = ", ".join(sorted(str(r[0]) for r in records))
-        raise UserError(f"the database mixes energies of different calculators or settings ({names}): select one of them")
+        raise UserError(
+            f"the database mixes energies of different calculators or settings ({names}): select one of them"
+        )
     name, *settings = records.pop()
     return {"name": str(name), **{k: str(v) for k, v in settings}}
 
 
-def build_dataset(rows: Iterable[AtomsRow], selection: Selection, *, validation: float = 0.05, seed: int = 0) -> Dataset:
+def build_dataset(
+    rows: Iterable[AtomsRow], selection: Selection, *, validation: float = 0.05, seed: int = 0
+) -> Dataset:
     """Examples and frames from converged rows.
 
     Parameters

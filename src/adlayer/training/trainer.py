@@ -1,10 +1,11 @@
 """Training of denoiser and force field together.
 
 Every step draws its own random stream from the seed and its number, so that a resumed training takes the steps that
-an uninterrupted one would have taken. Weights are averaged exponentially (EMA); what is validated and saved is the average.
+an uninterrupted one would have taken. Weights are averaged exponentially (EMA); what is validated and saved is the
+average.
 
-- Denoiser: score matching over all noise levels (:mod:`adlayer.diffusion.objective`), structures repeated in the plane, windows drawn at random
-  around the data (the network shall know any wall), conditions dropped at random.
+- Denoiser: score matching over all noise levels (:mod:`adlayer.diffusion.objective`), structures repeated in the
+  plane, windows drawn at random around the data (the network shall know any wall), conditions dropped at random.
 - Force field: Huber loss of energy per atom (unit 5 meV) and of force components (unit 0.1 eV/Å).
 """
 
@@ -99,7 +100,7 @@ def collate_frames(frames: Sequence[Frame]) -> tuple[Batch, Tensor, Tensor]:
 
 
 def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, float]:
-    """Walls drawn around the structure: the lower 0.6 to 1.4 Å above the top layer, the upper up to 6 Å, both beyond its atoms."""
+    """Walls around the structure: 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both at least 0.02 Å beyond its atoms."""
     heights = example.heights
     low = min(rng.uniform(0.6, 1.4), heights.min() - 0.02)
     high = max(rng.uniform(3.0, 6.0), heights.max() + 0.02)
@@ -107,7 +108,10 @@ def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, f
 
 
 def _conditions(example: Example, card: Card, rng: np.random.Generator, drop: float) -> Tensor:
-    counts = {s: int(np.count_nonzero(example.numbers[example.mobile] == z)) for s, z in zip(card.elements, card.numbers, strict=True)}
+    counts = {
+        s: int(np.count_nonzero(example.numbers[example.mobile] == z))
+        for s, z in zip(card.elements, card.numbers, strict=True)
+    }
     energy = None if rng.random() < drop else example.energy_above
     fractions = None if rng.random() < drop else composition_fractions(counts, card.elements)
     return condition_row(energy, fractions, card.n_conditions)
@@ -120,7 +124,9 @@ def _draw_sigma(u: Tensor, batch: Batch, settings: Settings) -> Tensor:
     return log_uniform_sigma(u, settings.sigma_min, sigma_max_for(batch.cell, batch.window))
 
 
-def denoising_loss(model: Model, kernel: Kernel, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Tensor:
+def denoising_loss(
+    model: Model, kernel: Kernel, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor
+) -> Tensor:
     """Score-matching loss of a batch at the given noise levels (B,), with standard normals (M, 3)."""
     domain = Domain(batch.cell, batch.window, batch.batch[batch.mobile])
     clean = batch.positions[batch.mobile]
@@ -270,7 +276,12 @@ def train(
             names = ("score_loss", "energy_mae", "force_mae")
             average.card = replace(model.card, n_steps=step, validation=dict(zip(names, scores, strict=True)))
             snapshot = TrainingState(
-                step, elapsed, model.state_dict(), average.state_dict(), optimizer.state_dict(), state_key(settings, dataset)
+                step,
+                elapsed,
+                model.state_dict(),
+                average.state_dict(),
+                optimizer.state_dict(),
+                state_key(settings, dataset),
             )
             on_report(average, report, snapshot)
             last, sums, count = time.monotonic(), np.zeros(2), 0
@@ -281,7 +292,9 @@ def train(
         sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper)
         step, count = step + 1, count + 1
         elapsed = before + time.monotonic() - start
-        fraction = max(step / settings.steps if settings.steps else 0.0, elapsed / settings.seconds if settings.seconds else 0.0)
+        fraction = max(
+            step / settings.steps if settings.steps else 0.0, elapsed / settings.seconds if settings.seconds else 0.0
+        )
         progress(step, min(1.0, fraction), float(sums[0] / count))
 
 
@@ -348,4 +361,5 @@ def _step(
 def describe(dataset: Dataset) -> str:
     """One line on what is learned from."""
     formulas = ", ".join(f"{f}×{n}" for f, n in dataset.compositions.items())
-    return f"{len(dataset.train)} structures ({formulas}), {len(dataset.frames)} frames, {len(dataset.validation)} held out"
+    n, n_frames, n_held = len(dataset.train), len(dataset.frames), len(dataset.validation)
+    return f"{n} structures ({formulas}), {n_frames} frames, {n_held} held out"

@@ -1,0 +1,350 @@
+"""The stages that use networks: ``train`` and ``generate``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.db.core import Database
+
+from adlayer.errors import UserError
+from adlayer.structures.store import (
+    check_writable,
+    connect,
+    is_database,
+    row_atoms,
+    rows_in_order,
+    task_fingerprint,
+    write_row,
+    write_structures,
+)
+
+Progress = Callable[[int, int], None]
+BLOCK = 8  # structures generated together
+
+
+def read_seconds(text: str) -> float:
+    """Seconds of a time such as ``"90"``, ``"90s"``, ``"30m"``, ``"1h"``.
+
+    >>> read_seconds("1.5h")
+    5400.0
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise UserError(f'time "{text}" is not understood: write it like "90s", "30m" or "1h"')
+    return seconds
+
+
+def read_repeats(text: str) -> tuple[tuple[int, int], ...]:
+    """Repetitions such as ``"1x1,1x1,2x1,1x2"``: one is drawn for each structure, so that what stands twice comes
+    twice as often.
+
+    >>> read_repeats("1x1,2x1")
+    ((1, 1), (2, 1))
+    """
+    try:
+        pairs = tuple((int(n), int(m)) for n, m in (p.strip().split("x") for p in text.split(",")))
+    except ValueError:
+        pairs = ()
+    if not pairs or min(min(p) for p in pairs) < 1:
+        raise UserError(f'repetition "{text}" is not understood: write it like "1x1,2x1,1x2"')
+    return pairs
+
+
+def _metrics_text(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read_metrics(path: Path, up_to: int) -> list[dict[str, Any]]:
+    """Metrics of the training that goes on, up to the step it goes on from."""
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return [row for row in rows if row["step"] <= up_to]
+
+
+def train_model(
+    database: str,
+    output: str,
+    *,
+    select: str = "",
+    repeat: str = "1x1,1x1,2x1,1x2",
+    steps: int | None = None,
+    time: str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    batch: int = 32,
+    every: float = 60.0,
+    progress: Callable[[int, float, float], None] = lambda step, fraction, loss: None,
+    message: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Train denoiser and force field on a database; writes the model, ``STEM.metrics.csv`` and ``STEM.loss.png``.
+
+    Arguments as for the verb ``train``; ``every`` is the time between validations in seconds. A training interrupted
+    at any moment goes on with ``resume`` from its last validation.
+
+    Raises
+    ------
+    UserError
+        For unusable data, options or files, and a state of another training.
+    """
+    import torch
+
+    from adlayer.network.model import Architecture, Model
+    from adlayer.report.figures import loss_curve
+    from adlayer.training.checkpoint import (
+        TrainingState,
+        load_state,
+        model_hash,
+        save_model,
+        save_state,
+        state_path,
+    )
+    from adlayer.training.dataset import build_dataset, parse_selection
+    from adlayer.training.trainer import Report, Settings, describe, state_key, train
+
+    if steps is None and time is None:
+        steps = 10_000
+    settings = Settings(
+        steps=steps,
+        seconds=None if time is None else read_seconds(time),
+        repeats=read_repeats(repeat),
+        seed=seed,
+        batch=batch,
+    )
+    selection = parse_selection(select)
+    check_writable(output)
+    dataset = build_dataset(rows_in_order(connect(database, must_exist=True)), selection, seed=seed)
+    message(describe(dataset))
+    target = Path(output)
+    saved = state_path(target)
+    metrics_path, curve_path = target.with_suffix(".metrics.csv"), target.with_suffix(".loss.png")
+    state = None
+    if resume:
+        state = load_state(saved)
+        if state.settings != state_key(settings, dataset):
+            raise UserError(
+                f"training state {saved} belongs to other data or settings: repeat those, or start without --resume"
+            )
+    metrics = _read_metrics(metrics_path, state.step) if state is not None else []
+
+    def keep(model: Model, report: Report, snapshot: TrainingState) -> None:
+        metrics.append({f.name: round(float(getattr(report, f.name)), 6) for f in fields(report)})
+        save_model(target, model)
+        save_state(saved, snapshot)
+        partial = metrics_path.with_name(f".{os.getpid()}.{metrics_path.name}")
+        partial.write_text(_metrics_text(metrics))
+        os.replace(partial, metrics_path)
+        message(
+            f"step {report.step}: score loss {report.score_loss:.3f}, held out {report.validation_score:.3f}; "
+            f"energy {1000 * report.validation_energy:.1f} meV/atom, force {1000 * report.validation_force:.0f} meV/Å"
+        )
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the two networks have a thread each
+    try:
+        model = train(dataset, Architecture(), settings, state=state, every=every, on_report=keep, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    loss_curve(metrics).savefig(curve_path, dpi=150)
+    saved.unlink(missing_ok=True)
+    return {
+        "n_structures": model.card.n_structures,
+        "n_steps": model.card.n_steps,
+        "validation_loss": model.card.validation["score_loss"],
+        "validation": model.card.validation,
+        "n_force_calls": 0,
+        "model": model_hash(target),
+        "outputs": [str(target), str(metrics_path), str(curve_path)],
+    }
+
+
+def sampling_settings(preset: str = "default", **changes: Any) -> Any:
+    """The sampling settings of a preset with the given (not ``None``) changes.
+
+    Raises
+    ------
+    UserError
+        For an unknown preset.
+    """
+    from adlayer.diffusion.generation import PRESETS
+
+    if preset not in PRESETS:
+        raise UserError(f'preset "{preset}" is unknown: choose one of {", ".join(PRESETS)}')
+    return replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
+
+
+def read_substrate(path: str) -> Atoms:
+    """A substrate from a structure file; an overlayer in it is taken off."""
+    from adlayer.structures.store import read_structures
+
+    atoms = read_structures(path)[0]
+    bare = atoms[atoms.get_tags() >= 1]
+    if len(bare) == 0:
+        bare = atoms.copy()  # let the check say what is wrong
+    bare.info = {
+        k: v for k, v in atoms.info.items() if k not in ("row", "name", "reference_energy", "reference_energy_source")
+    }
+    bare.calc = None
+    return bare
+
+
+def _frames(substrate: Atoms, symbols: list[str], samples: list[list[np.ndarray]], first: int) -> list[Atoms]:
+    """The reverse process of each sample as structures, one after the other."""
+    frames = []
+    for number, sample in enumerate(samples, start=first):
+        for step, positions in enumerate(sample):
+            atoms = substrate + Atoms(symbols, positions, tags=0)
+            atoms.info = {**substrate.info, "sample": number, "step": step}
+            frames.append(atoms)
+    return frames
+
+
+def generate_into(
+    database: Database,
+    model_path: str,
+    substrate: Atoms,
+    *,
+    formula: str,
+    n: int,
+    seed: int = 0,
+    sampling: Any = None,
+    trajectory: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Generate into a database, block by block; samples that are there already are not made again.
+
+    Returns the verb's numbers and, under ``structures``, the samples as ``Atoms`` in order.
+    """
+    import torch
+
+    from adlayer.diffusion.generation import Sampling, check_request, generate
+    from adlayer.structures.placement import parse_formula
+    from adlayer.training.checkpoint import load_model, model_hash
+
+    model = load_model(model_path)
+    fingerprint = model_hash(model_path)
+    sampling = sampling or Sampling()
+    formula = check_request(model, substrate, formula, n)
+    if trajectory is not None:
+        check_writable(trajectory)
+    tasks = [task_fingerprint(substrate, fingerprint, formula, asdict(sampling), seed, k) for k in range(n)]
+    present = {row.get("task") for row in database.select("stage=generated", include_data=False)}
+    n_done = next((k for k, task in enumerate(tasks) if task not in present), n)
+    skip = n_done - n_done % BLOCK if n_done < n else n
+    samples: list[list[np.ndarray]] | None = None if trajectory is None else []
+
+    def keep(structures: list[Atoms]) -> None:
+        for atoms in structures:
+            row = atoms.info.pop("row")
+            task = tasks[row["sample"]]
+            if task not in present:
+                write_row(
+                    database, atoms, {**row, "model": fingerprint, "task": task, "n_steps": 0, "n_force_calls": 0}
+                )
+                present.add(task)
+        progress(structures and row["sample"] + 1, n)
+
+    progress(skip, n)
+    threads = torch.get_num_threads()
+    result = (
+        generate(
+            model,
+            substrate,
+            formula=formula,
+            n=n,
+            seed=seed,
+            settings=sampling,
+            skip=skip,
+            block=BLOCK,
+            trajectory=samples,
+            on_block=keep,
+        )
+        if skip < n
+        else None
+    )
+    torch.set_num_threads(threads)
+    if trajectory is not None and samples:
+        symbols = [s for s, count in parse_formula(formula).items() for _ in range(count)]
+        ase.io.write(trajectory, _frames(substrate, symbols, samples, skip))
+    wanted = set(tasks)
+    rows = {row.get("task"): row for row in database.select("stage=generated") if row.get("task") in wanted}
+    return {
+        "n": n,
+        "formula": formula,
+        "model": fingerprint,
+        "n_network_calls": result.n_network_calls if result else 0,
+        "n_force_calls": 0,
+        "n_learned_force_calls": result.n_force_calls if result else 0,
+        "structures": [row_atoms(rows[task]) for task in tasks],
+    }
+
+
+def output_database(output: str) -> tuple[Database, Path | None]:
+    """The database that a stage writes to: the output itself, or for a structure file a hidden one beside it.
+
+    The second value is the hidden file, to be removed when the output is complete.
+    """
+    check_writable(output)
+    if is_database(output):
+        return connect(output), None
+    hidden = Path(output).with_name(f".{Path(output).name}.db")
+    return connect(hidden), hidden
+
+
+def generate_to(
+    model: str, substrate: str, output: str, *, trajectory: str | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """Generate into a structure file or database, see :func:`generate_into`; adds ``cpu_s`` and ``outputs``."""
+    import time
+
+    start = time.process_time()
+    database, hidden = output_database(output)
+    result = generate_into(database, model, read_substrate(substrate), trajectory=trajectory, **arguments)
+    if hidden is not None:
+        write_structures(output, result["structures"])
+        hidden.unlink()
+    result["cpu_s"] = round(time.process_time() - start, 2)
+    result["outputs"] = [output] + ([trajectory] if trajectory else [])
+    return result
+
+
+def generate(
+    model: str, substrate: Atoms, *, formula: str, n: int, seed: int = 0, preset: str = "default", **changes: Any
+) -> list[Atoms]:
+    """New structures of a formula on a substrate, in memory.
+
+    Parameters
+    ----------
+    model
+        Model file.
+    substrate, formula, n, seed
+        See :func:`adlayer.diffusion.generation.generate`.
+    preset, changes
+        ``default`` or ``paper``, and fields of :class:`adlayer.diffusion.generation.Sampling` to change.
+    """
+    from adlayer.diffusion import generation
+    from adlayer.training.checkpoint import load_model
+
+    settings = sampling_settings(preset, **changes)
+    return generation.generate(
+        load_model(model), substrate, formula=formula, n=n, seed=seed, settings=settings
+    ).structures

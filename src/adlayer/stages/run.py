@@ -1,0 +1,245 @@
+"""``run``: all stages of a study file, each resumable; and ``demo``, the main job on what ships.
+
+Everything lies in one folder: ``study.db`` (rows of every stage), ``model.safetensors`` with its metrics,
+``ranked.extxyz`` and ``index.html``. A stage looks in there for what is done already, so that a run goes on wherever
+it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from ase import Atoms
+
+from adlayer.config import Study
+from adlayer.errors import UserError
+from adlayer.stages.judge import find_reference, provenance
+from adlayer.stages.learn import generate_into, sampling_settings, train_model
+from adlayer.structures.store import check_writable, connect, write_structures
+
+STAGES = ("search", "train", "generate", "relax", "report")
+DEMO_MODEL = "ag-o.safetensors"
+DEMO_REFERENCE = "p4x4-O_Ag111-Ag6"
+
+
+class Reporter(Protocol):
+    """Where a run tells how it gets on."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """A progress bar: the context's value is called with what is done and the total."""
+
+
+class Quiet:
+    """A reporter that says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Nothing."""
+        return nullcontext(lambda done, total: None)
+
+
+def _substrate(study: Study, cell: str, window: tuple[float, float] | None = None) -> Atoms:
+    from adlayer.study import substrate
+
+    surface = study.surface
+    return substrate(
+        surface.name,
+        cell,
+        layers=surface.layers,
+        fixed_layers=surface.fixed_layers,
+        lattice=surface.lattice,
+        window=window or surface.window,
+    )
+
+
+def _search(study: Study, reporter: Reporter) -> dict[str, Any]:
+    from adlayer.energies.search import search
+    from adlayer.structures.placement import expand_range
+
+    database = connect(Path(study.directory) / "study.db")
+    jobs = [
+        (s.cell, s.formulas + (expand_range(s.range) if s.range else []), s.n, s.min_distance) for s in study.search
+    ]
+    if study.generate.random:
+        jobs.append((study.generate.cell, [study.generate.formula], study.generate.random, 0.7))
+    n = converged = calls = 0
+    for cell, formulas, count, min_distance in jobs:
+        if not formulas:
+            raise UserError(f"the search in {cell} names no formulas: give formulas or a range")
+        with reporter.progress(f"search {cell}") as progress:
+            summary = search(
+                _substrate(study, cell), formulas, count, database, calculator=study.relax.calculator, seed=study.seed,
+                fmax=study.relax.fmax, max_steps=study.relax.max_steps, min_distance=min_distance, progress=progress,
+            )  # fmt: skip
+        n, converged, calls = n + summary.n, converged + summary.n_converged, calls + summary.n_force_calls
+    return {"n": n, "n_converged": converged, "n_force_calls": calls}
+
+
+def _training_record(study: Study) -> str:
+    return study.model_dump_json(include={"seed", "surface", "search", "train", "relax"})
+
+
+def _train(study: Study, reporter: Reporter) -> dict[str, Any]:
+    from adlayer.training.checkpoint import state_path
+
+    directory = Path(study.directory)
+    model, record = directory / "model.safetensors", directory / "model.study.json"
+    same = record.is_file() and record.read_text() == _training_record(study)
+    unfinished = state_path(model).is_file()
+    if same and model.is_file() and not unfinished:
+        return {"trained_before": True, "outputs": [str(model)]}
+    record.write_text(_training_record(study))
+    table = study.train
+    with reporter.progress("train") as progress:
+        return train_model(
+            str(directory / "study.db"), str(model), select=table.select, repeat=table.repeat, time=table.time,
+            steps=table.steps, batch=table.batch, seed=study.seed, resume=same and unfinished, message=reporter.say,
+            progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
+        )  # fmt: skip
+
+
+def _generate(study: Study, reporter: Reporter, model: str) -> dict[str, Any]:
+    table = study.generate
+    with reporter.progress("generate") as progress:
+        return generate_into(
+            connect(Path(study.directory) / "study.db"), model, _substrate(study, table.cell, table.window),
+            formula=table.formula, n=table.n, seed=study.seed, sampling=sampling_settings(table.preset,
+            steps=table.steps), progress=progress,
+        )  # fmt: skip
+
+
+def _relax(study: Study, reporter: Reporter, structures: list[Atoms]) -> list[Atoms]:
+    from adlayer.energies.relaxing import relax_into_database
+
+    with reporter.progress("relax") as progress:
+        return relax_into_database(
+            structures, connect(Path(study.directory) / "study.db"), study.relax.calculator, fmax=study.relax.fmax,
+            max_steps=study.relax.max_steps, progress=progress,
+        )  # fmt: skip
+
+
+def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
+    """Duplicates removed, ranked, matched, and the page."""
+    from adlayer.analysis.matching import match, unique
+    from adlayer.report.page import write_report
+    from adlayer.structures.store import read_structures
+    from adlayer.training.checkpoint import model_hash
+
+    directory = Path(study.directory)
+    groups = unique(relaxed)
+    ranked = [relaxed[group[0]] for group in groups]
+    write_structures(directory / "ranked.extxyz", ranked)
+    known = find_reference(study.reference) if study.reference else None
+    matched = match(relaxed, known, lateral=True) if known is not None else []
+    energies = [a.get_potential_energy() for a in relaxed]
+    zero = known.get_potential_energy() if known is not None and known.calc is not None else min(energies)
+    composition = sorted(relaxed[0].numbers)
+    searched = (
+        [
+            a
+            for a in read_structures(directory / "study.db", "stage=search")
+            if a.info["row"].get("converged") and sorted(a.numbers) == composition
+        ]
+        if study.search and study.generate.random
+        else []
+    )
+    sets = {"generated": relaxed, **({"random search": searched} if searched else {})}
+    calls = sum(a.info["row"]["n_force_calls"] for a in relaxed)
+    page = write_report(
+        directory,
+        title=study.title,
+        groups=sets,
+        reference=known,
+        matched=matched,
+        provenance=provenance(
+            energies=f"{study.relax.calculator}, fmax {study.relax.fmax} eV/Å, at most {study.relax.max_steps} steps",
+            model=f"{Path(model).name} ({model_hash(model)})",
+            seed=study.seed,
+            cell=f"{study.surface.name} {study.generate.cell}, {study.surface.layers} layers",
+        ),
+    )
+    return {
+        "n": len(relaxed),
+        "n_unique": len(groups),
+        "n_converged": sum(bool(a.info["row"]["converged"]) for a in relaxed),
+        "n_matched": len(matched),
+        "matched": matched,
+        "lowest": min(energies) - zero,
+        "n_force_calls": calls,
+        "report": str(page),
+        "outputs": [str(directory / "study.db"), str(directory / "ranked.extxyz"), str(page)],
+    }
+
+
+def run_study(
+    study: Study, *, until: str | None = None, model: str | None = None, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Run the stages of a study, each going on where it was.
+
+    Parameters
+    ----------
+    study
+        From :func:`adlayer.config.read_study`.
+    until
+        Last stage to run, one of :data:`STAGES`; default all.
+    model
+        A trained model to use in place of the stages ``search`` and ``train``.
+    reporter
+        Where to tell progress.
+
+    Raises
+    ------
+    UserError
+        For anything unusable in the study.
+    """
+    reporter = reporter or Quiet()
+    if until is not None and until not in STAGES:
+        raise UserError(f'stage "{until}" is unknown: choose one of {", ".join(STAGES)}')
+    last = STAGES.index(until) if until else len(STAGES) - 1
+    directory = Path(study.directory)
+    check_writable(directory / "study.json")
+    (directory / "study.json").write_text(json.dumps(study.model_dump(), indent=1))
+    result: dict[str, Any] = {"directory": str(directory)}
+    if model is None:
+        model = str(directory / "model.safetensors")
+        result["search"] = _search(study, reporter)
+        if last >= 1:
+            result["train"] = _train(study, reporter)
+    if last >= 2:
+        generated = _generate(study, reporter, model)
+        structures = generated.pop("structures")
+        result["generate"] = generated
+    if last >= 3:
+        relaxed = _relax(study, reporter, structures)
+    if last >= 4:
+        result.update(_judge(study, relaxed, model))
+    return result
+
+
+def demo(directory: str, *, n: int = 24, seed: int = 0, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Generate Ag12O6 on Ag(111) p(4x4) with the model that ships, relax, rank, match with the Ag6 model, report."""
+    from adlayer.config import GenerateTable, SearchTable, SurfaceTable
+
+    study = Study(
+        title="Ag12O6 on Ag(111) p(4×4)",
+        directory=directory,
+        seed=seed,
+        reference=DEMO_REFERENCE,
+        surface=SurfaceTable(name="Ag(111)", layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0)),
+        search=[SearchTable(cell="p(4x2)", formulas=["Ag6O3"])],
+        generate=GenerateTable(cell="p(4x4)", formula="Ag12O6", n=n),
+    )
+    with resources.as_file(resources.files("adlayer") / "data" / DEMO_MODEL) as model:
+        if not model.is_file():
+            raise UserError(f"the model {DEMO_MODEL} that should ship is missing: install adlayer again")
+        return run_study(study, model=str(model), reporter=reporter)

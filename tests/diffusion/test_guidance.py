@@ -1,0 +1,192 @@
+"""Guidance by forces and classifier-free guidance."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adlayer.diffusion.guidance import ForceGuidance, classifier_free
+from adlayer.diffusion.kernels import Domain, ExactKernel, minimum_image, uniform
+from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
+from adlayer.diffusion.solvers import EulerMaruyama, Multistep, sample
+
+CELL = torch.tensor([[8.7, 0.0], [4.35, 7.53]], dtype=torch.float64)
+WINDOW = (10.0, 14.0)
+
+
+def domain_of(n_structures: int, atoms_each: int, dtype: torch.dtype = torch.float64) -> Domain:
+    return Domain(
+        CELL.to(dtype).repeat(n_structures, 1, 1),
+        torch.tensor([WINDOW], dtype=dtype).repeat(n_structures, 1),
+        torch.arange(n_structures).repeat_interleave(atoms_each),
+    )
+
+
+def random(domain: Domain, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return uniform(domain, torch.rand(len(domain.batch), 3, generator=generator, dtype=domain.cell.dtype))
+
+
+def normals(domain: Domain, seed: int) -> Callable[[], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(len(domain.batch), 3, generator=generator, dtype=domain.cell.dtype)
+
+
+def test_displacement_is_eta_times_progress_to_the_zeta_times_force() -> None:
+    domain = domain_of(2, 3)
+    force = normals(domain, 0)()
+    guidance = ForceGuidance(lambda _: force, strength=0.01, exponent=2.0)
+    moved = guidance.displacement(random(domain, 1), torch.ones(2).double(), 0.5, domain)
+    torch.testing.assert_close(moved, 0.01 * 0.25 * force)
+    assert (guidance.displacement(random(domain, 1), torch.ones(2).double(), 0.0, domain) == 0.0).all()
+
+
+def broken_forces(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Forces, and the displacements they must make with η = 1 and a cap of 0.1 Å."""
+    top, third = torch.finfo(dtype).max, 0.1 / math.sqrt(3.0)
+    pairs = [
+        ([3.0, 4.0, 0.0], [0.06, 0.08, 0.0]),
+        ([top, -top, top], [third, -third, third]),
+        ([0.0, 0.0, -1e30], [0.0, 0.0, -0.1]),
+        ([math.nan, 1.0, 1.0], [0.0, 0.0, 0.0]),
+        ([1.0, math.inf, 1.0], [0.0, 0.0, 0.0]),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+        ([1e-38, 0.0, 0.0], [1e-38, 0.0, 0.0]),
+        ([0.03, 0.0, 0.04], [0.03, 0.0, 0.04]),
+    ]
+    forces, displacements = zip(*pairs, strict=True)
+    return torch.tensor(forces, dtype=dtype), torch.tensor(displacements, dtype=dtype)
+
+
+def right(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cap_keeps_the_direction_and_broken_forces_do_not_move(dtype: torch.dtype) -> None:
+    domain = domain_of(1, 8, dtype)
+    forces, expected = broken_forces(dtype)
+    level, positions = torch.ones(1, dtype=dtype), random(domain, 0)
+    for strength, wanted in ((1.0, expected), (0.0, torch.zeros_like(expected))):
+        guidance = ForceGuidance(lambda _: forces, strength=strength, cap=0.1)
+        found = guidance.displacement(positions, level, 1.0, domain)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-30)
+        assert right(found, wanted)
+
+
+def test_plain_ways_to_cap_fail() -> None:
+    """The planted errors: a norm that overflows, and non-finite forces replaced after it rather than before."""
+    forces, expected = broken_forces(torch.float32)
+    length = forces.square().sum(-1, keepdim=True).sqrt()
+    assert not right(forces / length * length.clamp(max=0.1), expected)
+    assert not right(torch.nan_to_num(forces / length * length.clamp(max=0.1)), expected)
+    assert not right(forces.clamp(-0.1, 0.1), expected)
+
+
+def test_gate_spares_structures_and_calls() -> None:
+    domain, calls = domain_of(2, 2), []
+
+    def forces(positions: Tensor) -> Tensor:
+        calls.append(len(positions))
+        return torch.ones_like(positions)
+
+    guidance = ForceGuidance(forces, strength=0.01, sigma_gate=0.5)
+    both_above = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    assert (guidance.displacement(random(domain, 0), both_above, 1.0, domain) == 0.0).all()
+    assert calls == []
+    one_below = torch.tensor([0.4, 3.0], dtype=torch.float64)
+    moved = guidance.displacement(random(domain, 0), one_below, 1.0, domain)
+    np.testing.assert_allclose(moved.numpy(), [[0.01] * 3] * 2 + [[0.0] * 3] * 2)
+    assert calls == [4]
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Multistep(eta=1.0)], ids=["euler", "multistep"])
+def test_wild_forces_over_a_thousand_steps_stay_finite_and_inside(solver: EulerMaruyama | Multistep) -> None:
+    domain = domain_of(64, 4, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    kernel, clean = ExactKernel(), random(domain, 1)
+
+    def forces(positions: Tensor) -> Tensor:
+        size = 10.0 ** (76.0 * torch.rand(len(positions), 1, generator=generator) - 37.5)  # overflows now and then
+        wild = size * torch.randn(len(positions), 3, generator=generator)
+        wild[torch.randint(len(wild), (5,), generator=generator)] = math.nan
+        return wild
+
+    def check(_: int, positions: Tensor) -> None:
+        assert torch.isfinite(positions).all()
+        assert ((positions[:, 2] >= WINDOW[0]) & (positions[:, 2] <= WINDOW[1])).all()
+
+    sample(
+        lambda positions, sigma: kernel.score(positions, clean, sigma, domain),
+        random(domain, 2),
+        sigma_grid(1000, 0.01, sigma_max_for(domain.cell, domain.window)),
+        solver,
+        normals(domain, 3),
+        domain,
+        guidance=ForceGuidance(forces, strength=1.0),
+        callback=check,
+    )
+
+
+def test_guidance_lowers_the_energy() -> None:
+    """Atoms free to be anywhere at one height; a force along a1 brings them nearer to a line."""
+    domain = domain_of(1, 800)
+    wave = 2 * math.pi * domain.inverse[0, :, 0]  # energy cos(G·r)
+
+    def energy(positions: Tensor) -> float:
+        return float(torch.cos(positions[:, :2] @ wave).mean())
+
+    def forces(positions: Tensor) -> Tensor:
+        in_plane = torch.sin(positions[:, :2] @ wave)[:, None] * wave
+        return torch.cat([in_plane, torch.zeros_like(in_plane[:, :1])], dim=-1)
+
+    def run(guidance: ForceGuidance | None) -> Tensor:
+        grid = sigma_grid(100, 0.02, sigma_max_for(domain.cell, domain.window))
+        flat = torch.zeros(800, 3, dtype=torch.float64)
+        return sample(
+            lambda _, sigma: flat, random(domain, 0), grid, Multistep(), normals(domain, 1), domain, guidance=guidance
+        )
+
+    free, guided = run(None), run(ForceGuidance(forces, strength=0.02))
+    assert abs(energy(free)) < 4 / math.sqrt(1600)
+    # along each path dr/dk = η (k/K) F: one hundred steps of η 0.02 make 0.99 Å²/eV in all
+    u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000 * 2 * math.pi
+    phase = u.clone()
+    for k in range(100):
+        phase = phase + 0.02 * k / 100 * torch.sin(phase) * wave.square().sum()
+    expected = float(torch.cos(phase).mean())
+    assert energy(guided) == pytest.approx(expected, abs=4 / math.sqrt(1600))
+    assert expected < -0.2
+
+
+def test_classifier_free_weights() -> None:
+    domain = domain_of(1, 50)
+    kernel, near, far = ExactKernel(), random(domain, 0), random(domain, 1)
+    positions, sigma = random(domain, 2), torch.ones(1, dtype=torch.float64)
+
+    def towards(clean: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda r, s: kernel.score(r, clean, s, domain)
+
+    conditional, free = towards(near), towards(far)
+    for weight, expected in (
+        (0.0, free(positions, sigma)),
+        (1.0, conditional(positions, sigma)),
+        (3.0, 3 * conditional(positions, sigma) - 2 * free(positions, sigma)),
+    ):
+        torch.testing.assert_close(classifier_free(conditional, free, weight)(positions, sigma), expected)
+
+
+def test_classifier_free_sampling_follows_the_conditional_score() -> None:
+    domain = domain_of(1, 50)
+    kernel, near, far = ExactKernel(), random(domain, 0), random(domain, 1)
+    score = classifier_free(
+        lambda r, s: kernel.score(r, near, s, domain), lambda r, s: kernel.score(r, far, s, domain), 1.0
+    )
+    grid = sigma_grid(20, 0.02, sigma_max_for(domain.cell, domain.window))
+    found = sample(score, random(domain, 2), grid, Multistep(), normals(domain, 3), domain)
+    frame = domain.frame[domain.batch]
+    x, y = minimum_image(*frame.components((found - near)[:, :2]), frame)
+    assert float(torch.stack([x, y, (found - near)[:, 2]]).abs().max()) < 1e-6
