@@ -34,9 +34,7 @@ def main() -> None:
     database = connect(arguments.database)
     for samples in range(4, 4 * arguments.rounds + 1, 4):
         for cell, formulas in FORMULAS.items():
-            substrate = build_substrate(
-                "Ag(111)", cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0)
-            )
+            substrate = build_substrate("Ag(111)", cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
             summary = search(substrate, formulas.split(), samples, database, workers=arguments.workers)
             print(f"{cell}: {summary.n} relaxed, {summary.n_converged} converged", file=sys.stderr, flush=True)
 

@@ -56,7 +56,7 @@ class GenerateTable(_Table):
     preset: str = Field(default="default", description="default or paper")
     steps: int | None = Field(default=None, ge=1, description="steps of the solver")
     window: tuple[float, float] | None = Field(
-        None, description="confinement above the top layer, Å; default: the surface's"
+        default=None, description="confinement above the top layer, Å; default: the surface's"
     )
     random: int = Field(default=0, ge=0, description="random structures of the same formula and cell to compare with")
 

@@ -131,5 +131,5 @@ def _backend(atoms: Atoms) -> str:
     record = atoms.info.get("row", {}).get("calculator")
     if not isinstance(record, dict):
         return "unknown"
-    settings = record.get("settings", "{}")
-    return " ".join([record["name"], record.get("version", "")] + ([settings] if settings != "{}" else [])).strip()
+    settings = [f"{key}={value}" for key, value in record.get("settings", {}).items()]
+    return " ".join([record["name"], record.get("version", ""), *settings]).strip()

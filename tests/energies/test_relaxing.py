@@ -84,7 +84,7 @@ def test_what_a_database_holds_is_not_done_again(
     assert database.count() == 5
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Stands for any interruption."""
 
 
@@ -96,9 +96,9 @@ def test_files_are_written_whole_and_resumed_from_beside(
 
     def stop(done: int, total: int) -> None:
         if done == 2:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         study.relax(starts, output, calculator="emt", workers=1, progress=stop)
     assert not output.exists()
     assert connect(sidecar).count() == 2

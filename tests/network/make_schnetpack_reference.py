@@ -20,10 +20,11 @@ FEATURES, INTERACTIONS, N_RADIAL, CUTOFF = 12, 3, 8, 4.5
 
 def main() -> None:
     torch.manual_seed(1)
-    torch.set_default_dtype(torch.float64)
     radial = GaussianRBF(n_rbf=N_RADIAL, cutoff=CUTOFF)
-    radial.widths = radial.widths.double()  # it makes them in single precision
-    net = PaiNN(FEATURES, INTERACTIONS, radial, CosineCutoff(CUTOFF))
+    net = PaiNN(FEATURES, INTERACTIONS, radial, CosineCutoff(CUTOFF)).double()
+    torch.set_default_dtype(torch.float64)  # its Gaussians can be made in single precision only
+    radial.offsets = torch.linspace(0.0, CUTOFF, N_RADIAL)
+    radial.widths = torch.full((N_RADIAL,), CUTOFF / (N_RADIAL - 1))
     for parameter in net.parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, std=0.3)  # it starts biases at 0: a mistake in them would not show

@@ -34,7 +34,7 @@ def atoms() -> Atoms:
     forces = np.random.default_rng(1).normal(size=(len(atoms), 3))
     atoms.calc = SinglePointCalculator(atoms, energy=-12.345678901, forces=forces)
     atoms.calc.name = "sevennet"
-    atoms.calc.parameters.update({"version": "0.13.0", "settings": "{}"})
+    atoms.calc.parameters.update({"version": "0.13.0", "settings": '{"model": "7net-0"}'})
     return atoms
 
 
@@ -55,7 +55,8 @@ def assert_same(read: Atoms, written: Atoms, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", ["a.extxyz", "a.extxyz.gz", "a.traj"])
 def test_files_keep_all(atoms: Atoms, tmp_path: Path, name: str) -> None:
-    row = {"stage": "relaxed", "converged": True, "calculator": {"name": "sevennet", "version": "0.13.0"}}
+    backend = {"name": "sevennet", "version": "0.13.0", "settings": {"model": "7net-0"}}
+    row = {"stage": "relaxed", "converged": True, "calculator": backend}
     atoms.info["row"] = row
     write_structures(tmp_path / name, [atoms, atoms])
     read = read_structures(tmp_path / name)
@@ -72,7 +73,7 @@ def test_databases_keep_all_bit_for_bit(atoms: Atoms, tmp_path: Path) -> None:
     number = write_row(connect(name), atoms, KEYS, path)
     (read,) = read_structures(name)
     assert_same(read, atoms, 0.0)
-    backend = {"name": "sevennet", "version": "0.13.0", "settings": "{}"}
+    backend = {"name": "sevennet", "version": "0.13.0", "settings": {"model": "7net-0"}}
     assert read.info["row"] == {"id": number, **KEYS, "calculator": backend}
     row = connect(name).get(number)
     assert row.data["path_positions"] == pytest.approx(path.positions, abs=1e-6)

@@ -14,9 +14,13 @@ def train(
     session: Session,
     database: Annotated[str, typer.Argument(metavar="DB", help="Database of adlayer search.")],
     output: Output,
-    select: Annotated[str, typer.Option(help='Rows to learn from: "dE<1.5" (eV), "0.2<O<0.4" (fraction), "n<100".')] = "",
+    select: Annotated[
+        str, typer.Option(help='Rows to learn from: "dE<1.5" (eV), "0.2<O<0.4" (fraction), "n<100".')
+    ] = "",
     repeat: Annotated[str, typer.Option(help="In-plane repetitions to draw from.")] = "1x1,1x1,2x1,1x2",
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps; default 10000, or as --time allows.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps; default 10000, or as --time allows.")
+    ] = None,
     time: Annotated[str | None, typer.Option(help='How long: "90s", "30m", "1h".')] = None,
     batch: Annotated[int, typer.Option(min=1, help="Structures of a step.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
@@ -28,7 +32,7 @@ def train(
     from adlayer import study
 
     with session.progress("train") as progress:
-        result = study.train_model(
+        result = study.train(
             database,
             output,
             select=select,
@@ -46,7 +50,7 @@ def train(
     return result
 
 
-@verb('adlayer generate model.safetensors substrate.extxyz --formula Ag12O6 -n 24 -o generated.extxyz')
+@verb("adlayer generate model.safetensors substrate.extxyz --formula Ag12O6 -n 24 -o generated.extxyz")
 def generate(
     session: Session,
     model: Annotated[str, typer.Argument(help="Model file.")],
@@ -58,9 +62,15 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the solver.")] = None,
     solver: Annotated[str | None, typer.Option(help="multistep, heun or euler.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Strength of the force guidance, Å²/eV.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Energy above the lowest asked for, eV per overlayer atom.")] = None,
-    weight: Annotated[float | None, typer.Option(help="Weight of the energy condition; 1 is plainly conditional.")] = None,
-    relax_steps: Annotated[int | None, typer.Option(min=0, help="Steps of the final relaxation in the learned force field.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Energy above the lowest asked for, eV per overlayer atom.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Weight of the energy condition; 1 is plainly conditional.")
+    ] = None,
+    relax_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of the final relaxation in the learned force field.")
+    ] = None,
     trajectory: Annotated[str | None, typer.Option(metavar="FILE", help="Write the reverse process too.")] = None,
 ) -> dict[str, Any]:
     """Generate structures with a trained model.
@@ -104,7 +114,9 @@ def report(
     session: Session,
     source: Annotated[str, typer.Argument(metavar="STUDY", help="Folder of a study, database or structure file.")],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder to write to.")],
-    reference: Annotated[str | None, typer.Option(help="Known structure: file, or name of a reference of the package.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Known structure: file, or name of a reference of the package.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> dict[str, Any]:
     """Write the page of a study: one HTML file that opens offline."""
@@ -130,7 +142,9 @@ def _tell(session: Session, result: dict[str, Any]) -> dict[str, Any]:
 @verb("adlayer run examples/silver_oxide/study.toml --until train")
 def run(
     session: Session,
-    file: Annotated[str, typer.Argument(metavar="STUDY.toml", help="Study file; its own seed holds unless --seed is given.")],
+    file: Annotated[
+        str, typer.Argument(metavar="STUDY.toml", help="Study file; its own seed holds unless --seed is given.")
+    ],
     until: Annotated[str | None, typer.Option(help="Last stage: search, train, generate, relax or report.")] = None,
 ) -> dict[str, Any]:
     """Run all stages of a study file.
@@ -144,7 +158,7 @@ def run(
     if session.seed:
         loaded = loaded.model_copy(update={"seed": session.seed})
     session.seed = loaded.seed
-    return _tell(session, study.run_study(loaded, until=until, reporter=session))
+    return _tell(session, study.run(loaded, until=until, reporter=session))
 
 
 @verb("adlayer demo -o demo")
@@ -155,8 +169,8 @@ def demo(
 ) -> dict[str, Any]:
     """Do the main job on what ships.
 
-    The pretrained model generates Ag12O6 on Ag(111) p(4x4); SevenNet-0 relaxes; duplicates go, the rest is ranked and matched against the
-    Ag6 model, and a page written. Minutes on two cores; interrupted, it goes on when it is run again.
+    The pretrained model generates Ag12O6 on Ag(111) p(4x4); SevenNet-0 relaxes; duplicates go, the rest is ranked and
+    matched against the Ag6 model, and a page written. Minutes on two cores; interrupted, the same command goes on.
     """
     from adlayer import study
 

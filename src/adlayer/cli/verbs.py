@@ -121,13 +121,20 @@ def verb(
     return decorate
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"adlayer {__version__}")
         raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+]
+
+
+@app.callback()
+def _options(version: _Version = False) -> None:
+    pass
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -141,7 +148,7 @@ def _run(arguments: Sequence[str]) -> int:
     except UserError as error:
         return _complain(str(error), 2)
     except _UsageError as error:
-        return _complain(f"{error.format_message()} See adlayer --help.", 2)  # type: ignore[attr-defined]
+        return _complain(f"{error.format_message().rstrip('.')}: see adlayer --help", 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     return _complain(INTERRUPTED, 130) if status == 130 else int(status)

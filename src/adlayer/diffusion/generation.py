@@ -38,7 +38,7 @@ class Sampling:
 
     ``steps`` network steps with ``solver``, noise levels from the uniform limit down to ``sigma_min`` Å on a grid of
     exponent ``rho``, or the published ones (``published_levels``). ``stochasticity`` is the churn of Heun and the η
-    of the multistep solver. ``energy`` (eV per overlayer atom above the lowest) and ``fraction`` (of the elements but
+    of the multistep solver. ``energy`` (eV per overlayer atom above the lowest) and ``fractions`` (of the elements but
     the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance (1: plainly
     conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate``
     Å; ``relax_steps`` bounds the final relaxation of the overlayer in the learned force field; ``corrector`` Langevin
@@ -73,7 +73,7 @@ class Generated:
     """What :func:`generate` returns beside the structures."""
 
     structures: list[Atoms]
-    n_network_calls: int  # denoiser calls for one structure
+    n_network_calls: int  # denoiser evaluations, one for each structure of a batch
     n_force_calls: int  # learned force-field calls for all structures, guidance and relaxation
 
 
@@ -144,8 +144,7 @@ class _Block:
 
         def score(positions: Tensor, sigma: Tensor) -> Tensor:
             self.network_calls += 1
-            level = sigma.clamp(min=self.model.card.sigma_min)  # the network knows no smaller one
-            normalised = self.model.denoiser(self.at(positions), level, rows)
+            normalised = self.model.denoiser(self.at(positions), sigma, rows)
             return normalised * self.domain.per_atom(self.kernel.score_scale(sigma, self.domain))
 
         return score
@@ -156,12 +155,14 @@ class _Block:
         return self.model.force_field(self.at(positions))[1][self.mobile]
 
     def grid(self) -> Tensor:
-        """Noise levels (K+1, B)."""
+        """Noise levels (K+1, B), none but the last below what the network has learned."""
+        least = self.model.card.sigma_min
         if self.settings.published_levels:
-            levels = LinearBeta().grid(self.settings.steps).to(self.batch.positions.dtype)
+            levels = LinearBeta().grid(self.settings.steps)
+            levels = torch.cat([levels[levels >= least], levels[-1:]]).to(self.batch.positions.dtype)
             return levels[:, None].expand(-1, self.batch.n_structures)
         top = sigma_max_for(self.batch.cell, self.batch.window)
-        return sigma_grid(self.settings.steps, self.settings.sigma_min, top, self.settings.rho)
+        return sigma_grid(self.settings.steps, max(self.settings.sigma_min, least), top, self.settings.rho)
 
 
 def _guided_score(block: _Block, model: Model, settings: Sampling) -> Score:
@@ -213,8 +214,8 @@ def _run_block(
     if trajectory is not None:
         by_sample = np.stack(frames, axis=1).reshape(len(numbers), len(symbols), len(frames), 3)
         trajectory.extend([list(s.transpose(1, 0, 2)) for s in by_sample])
-    positions, energies, forces = _settle(model, block, positions, settings.relax_steps)
-    structures = [_structure(start, positions[k], energies[k], forces[k], len(substrate)) for k in range(len(numbers))]
+    overlayers, energies, forces = _settle(model, block, positions, settings.relax_steps)
+    structures = [_structure(start, overlayers[k], energies[k], forces[k], len(substrate)) for k in range(len(numbers))]
     return structures, block.network_calls, block.force_calls
 
 
@@ -224,9 +225,9 @@ def _settle(model: Model, block: _Block, positions: Tensor, steps: int) -> tuple
     Returns overlayer positions (B, m, 3), total energies (B,) and forces on all atoms (B, n, 3).
     """
 
-    def energies_and_forces(all_positions: Tensor) -> tuple[Tensor, Tensor]:
+    def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
         block.force_calls += block.batch.n_structures
-        result: tuple[Tensor, Tensor] = model.force_field(block.batch.with_positions(all_positions))
+        result: tuple[Tensor, Tensor] = model.force_field(block.batch.with_positions(positions))
         return result
 
     whole = block.at(positions)
@@ -323,6 +324,6 @@ def generate(
         for number, atoms in zip(numbers, made, strict=True):
             atoms.info["row"] = {"stage": "generated", "overlayer": formula, "seed": seed, "sample": number}
         structures += made
-        network_calls, force_calls = calls, force_calls + forces
+        network_calls, force_calls = network_calls + calls * len(numbers), force_calls + forces
         on_block(made)
     return Generated(structures, network_calls, force_calls)

@@ -80,6 +80,9 @@ BACKENDS = {
 }
 
 
+_LEARNED = "adlayer.training.learned:LearnedCalculator"  # a higher layer: found by its path, like a user's own factory
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -135,9 +138,7 @@ def make_calculator(specification: str) -> BaseCalculator:
         warnings.simplefilter("ignore")
         try:
             if name.startswith("model:"):
-                from adlayer.energies.learned import LearnedCalculator
-
-                return LearnedCalculator(name[6:], **arguments)
+                return _import_factory(_LEARNED)(name[6:], **arguments)
             factory = BACKENDS[name].make if name in BACKENDS else _import_factory(name)
             return factory(**arguments)
         except UserError:

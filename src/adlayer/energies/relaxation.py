@@ -14,6 +14,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.optimize import BFGS
 
 from adlayer.errors import UserError
+from adlayer.structures.placement import closest_contact
+
+COLLAPSED = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,19 @@ class Relaxation:
 
 
 def _check_treats(atoms: Atoms, name: str) -> None:
-    """Raise :class:`UserError` if the calculator refuses this kind of structure; the result is kept by the calculator."""
+    """Raise :class:`UserError` if the calculator refuses the structure; it keeps the result."""
     try:
         atoms.get_forces()
     except (NotImplementedError, CalculatorSetupError, InputError) as error:
         raise UserError(
             f"calculator {name} cannot treat {atoms.get_chemical_formula()} ({error}): choose another calculator"
         ) from error
+
+
+def _collapsed(atoms: Atoms) -> bool:
+    """Whether two atoms lie closer than :data:`COLLAPSED` times the sum of their covalent radii."""
+    contact = closest_contact(atoms)
+    return contact is not None and contact[2] < COLLAPSED
 
 
 def relax(
@@ -82,7 +91,8 @@ def relax(
     Returns
     -------
     Relaxation
-        ``converged`` is false if the steps ran out or energies ceased to be finite.
+        ``converged`` is false if the steps ran out, energies ceased to be finite, or atoms fell into each other
+        (potentials have holes at distances that they never learned).
 
     Raises
     ------
@@ -118,6 +128,6 @@ def relax(
         fmax=float(np.linalg.norm(free, axis=1).max()),
         n_steps=len(frames) - 1,
         n_force_calls=len(frames),
-        converged=bool(converged),
+        converged=bool(converged) and not _collapsed(final),
         path=path,
     )

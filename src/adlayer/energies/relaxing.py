@@ -19,7 +19,7 @@ from adlayer.energies.calculators import identify, make_calculator
 from adlayer.energies.relaxation import Relaxation, relax
 from adlayer.energies.workers import run_jobs, worker_pool
 from adlayer.structures.placement import overlayer_formula
-from adlayer.structures.store import row_atoms, task_fingerprint, write_row
+from adlayer.structures.store import backend_record, row_atoms, task_fingerprint, write_row
 
 PATH_FRAMES = 20
 _KEPT = ("seed", "sample", "model")  # keys that a relaxed row takes over from its parent
@@ -109,7 +109,10 @@ def relax_structures(
         for job, result in run_jobs(_relax_start, jobs, pool, 2 * count):
             atoms = result.atoms
             atoms.info = dict(structures[job.index].info)
-            atoms.info["row"] = {**_row_keys(structures[job.index], job.index, result), "calculator": identity}
+            atoms.info["row"] = {
+                **_row_keys(structures[job.index], job.index, result),
+                "calculator": backend_record(identity),
+            }
             relaxed[job.index] = atoms
             on_result(job.index, atoms, result)
             progress(len(relaxed), len(jobs))

@@ -33,6 +33,8 @@ _WALL_FEATURES = 8
 class Species(nn.Module):
     """Atomic numbers (N,) → row of each element in the tables (N,)."""
 
+    table: Tensor
+
     def __init__(self, elements: Sequence[int]) -> None:
         super().__init__()
         table = torch.full((119,), -1, dtype=torch.long)
@@ -67,9 +69,11 @@ class Denoiser(nn.Module):
     features, interactions, n_radial, cutoff
         Size of the PaiNN.
     n_conditions
-        Number of scalar conditions of a structure (energy above the minimum, composition …); NaN stands for "not
-        given".
+        Number of scalar conditions of a structure (energy above the minimum, …); NaN stands for "not given".
     """
+
+    frequencies: Tensor
+    wall_centres: Tensor
 
     def __init__(
         self,
@@ -156,9 +160,12 @@ class ForceField(nn.Module):
     elements, features, interactions, n_radial, cutoff
         As for :class:`Denoiser`.
     direct
-        Read forces out of the vectors instead of differentiating the energy: about three times faster, not
-        conservative.
+        Read forces out of the vectors, do not differentiate the energy: three times faster, not conservative.
     """
+
+    radii: Tensor
+    baseline: Tensor
+    scale: Tensor
 
     def __init__(
         self,

@@ -41,8 +41,7 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
     Parameters
     ----------
     among_substrate
-        Whether pairs of substrate atoms are wanted. The denoiser sees a rigid substrate, whose inner geometry says
-        nothing.
+        Whether pairs of substrate atoms are wanted. The denoiser's substrate is rigid: they tell it nothing.
     """
     positions = batch.positions.detach().double().numpy()
     mobile = batch.mobile.numpy()

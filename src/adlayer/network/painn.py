@@ -25,6 +25,8 @@ from adlayer.network.neighbours import Edges
 class RadialBasis(nn.Module):
     """``n`` Gaussians between 0 and the cutoff (Å), one spacing wide: (E,) → (E, n)."""
 
+    centres: Tensor
+
     def __init__(self, n: int, cutoff: float) -> None:
         super().__init__()
         self.register_buffer("centres", torch.linspace(0.0, cutoff, n), persistent=False)

@@ -127,8 +127,18 @@ def row_atoms(row: AtomsRow) -> Atoms:
     atoms.info = dict(row.data.get("info", {}))
     atoms.info["row"] = {"id": row.id, **row.key_value_pairs}
     if row.get("calculator"):
-        atoms.info["row"]["calculator"] = {"name": row.get("calculator"), **row.get("calculator_parameters", {})}
+        record = {"name": row.get("calculator"), **row.get("calculator_parameters", {})}
+        atoms.info["row"]["calculator"] = backend_record(record)
     return atoms
+
+
+def backend_record(identity: dict[str, Any]) -> dict[str, Any]:
+    """A backend's record with its settings as a table: quotes within quotes do not survive extended XYZ.
+
+    >>> backend_record({"name": "sevennet", "settings": '{"model": "7net-0"}'})
+    {'name': 'sevennet', 'settings': {'model': '7net-0'}}
+    """
+    return {k: json.loads(v) if k == "settings" and isinstance(v, str) else v for k, v in identity.items()}
 
 
 def task_fingerprint(atoms: Atoms, *settings: object) -> str:
@@ -178,8 +188,6 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
         )
     for atoms in structures:
         atoms.info = plain_info(atoms)
-        if "confinement" in atoms.info:
-            atoms.info["confinement"] = [float(v) for v in np.asarray(atoms.info["confinement"]).ravel()]
     return structures
 
 

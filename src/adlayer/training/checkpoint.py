@@ -61,16 +61,15 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
         header: dict[str, Any] = json.loads(metadata["adlayer"])
+        version = int(header["format"])
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"model {path} is damaged or no model file ({error}): train it again or fetch a whole copy"
         ) from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a model of Adlayer: give a file written by adlayer train") from error
-    if header["format"] > FORMAT:
-        raise UserError(
-            f"model {path} has format {header['format']}, newer than this version's {FORMAT}: update adlayer"
-        )
+    if version > FORMAT:
+        raise UserError(f"model {path} has format {version}, newer than this version's {FORMAT}: update adlayer")
     return header
 
 
@@ -82,10 +81,16 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     UserError
         As :func:`read_header`, and if tensors are missing.
     """
-    fields = dict(read_header(path)["card"])
-    fields["architecture"] = Architecture(**fields["architecture"])
-    fields["elements"], fields["heights"] = tuple(fields["elements"]), tuple(fields["heights"])
-    model = Model(Card(**fields))
+    header = read_header(path)
+    try:
+        fields = dict(header["card"])
+        fields["architecture"] = Architecture(**fields["architecture"])
+        fields["elements"], fields["heights"] = tuple(fields["elements"]), tuple(fields["heights"])
+        model = Model(Card(**fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model {path} has an unreadable card ({error}): train it again or fetch a whole copy"
+        ) from error
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     try:

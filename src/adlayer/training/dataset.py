@@ -15,13 +15,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from ase.db.row import AtomsRow
 
 from adlayer.errors import UserError
 from adlayer.structures.placement import parse_formula
+
+Row = Any  # ase.db.row.AtomsRow, which sets its columns at run time
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Dataset:
         return tuple(chemical_symbols[z] for z in sorted(numbers, reverse=True))
 
 
-def _path(row: AtomsRow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _path(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions, energies, forces of the row's path; of its last point if there is no path."""
     data = row.data
     if "path_positions" in data:
@@ -141,13 +143,13 @@ def _path(row: AtomsRow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return row.positions[None], np.array([row.energy]), atoms.get_forces(apply_constraint=False)[None]
 
 
-def _allowed(row: AtomsRow, selection: Selection) -> bool:
+def _allowed(row: Row, selection: Selection) -> bool:
     counts = parse_formula(row.overlayer)
     total = sum(counts.values())
     return all(low < counts.get(s, 0) / total < high for s, low, high in selection.fractions)
 
 
-def _one_backend(rows: Sequence[AtomsRow]) -> dict[str, str]:
+def _one_backend(rows: Sequence[Row]) -> dict[str, str]:
     records = {(r.get("calculator", "unknown"), *sorted(r.get("calculator_parameters", {}).items())) for r in rows}
     if len(records) > 1:
         names = ", ".join(sorted(str(r[0]) for r in records))
@@ -158,9 +160,7 @@ def _one_backend(rows: Sequence[AtomsRow]) -> dict[str, str]:
     return {"name": str(name), **{k: str(v) for k, v in settings}}
 
 
-def build_dataset(
-    rows: Iterable[AtomsRow], selection: Selection, *, validation: float = 0.05, seed: int = 0
-) -> Dataset:
+def build_dataset(rows: Iterable[Row], selection: Selection, *, validation: float = 0.05, seed: int = 0) -> Dataset:
     """Examples and frames from converged rows.
 
     Parameters

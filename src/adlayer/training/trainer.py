@@ -70,7 +70,8 @@ class Report:
 
 def make_kernel(name: str) -> Kernel:
     """The forward process by name: ``exact`` or ``paper``."""
-    return {"exact": ExactKernel, "paper": PaperKernel}[name]()
+    kernels: dict[str, type[Kernel]] = {"exact": ExactKernel, "paper": PaperKernel}
+    return kernels[name]()
 
 
 def collate(examples: Sequence[Example], windows: Sequence[tuple[float, float]]) -> Batch:
@@ -100,7 +101,7 @@ def collate_frames(frames: Sequence[Frame]) -> tuple[Batch, Tensor, Tensor]:
 
 
 def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, float]:
-    """Walls around the structure: 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both at least 0.02 Å beyond its atoms."""
+    """Walls around the structure: 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both beyond its atoms."""
     heights = example.heights
     low = min(rng.uniform(0.6, 1.4), heights.min() - 0.02)
     high = max(rng.uniform(3.0, 6.0), heights.max() + 0.02)
@@ -272,7 +273,7 @@ def train(
             elapsed = before + time.monotonic() - start
             scores = validation(average)
             losses = sums / max(count, 1)
-            report = Report(step, elapsed, optimizer.param_groups[0]["lr"], *losses, *scores)
+            report = Report(step, elapsed, optimizer.param_groups[0]["lr"], float(losses[0]), float(losses[1]), *scores)
             names = ("score_loss", "energy_mae", "force_mae")
             average.card = replace(model.card, n_steps=step, validation=dict(zip(names, scores, strict=True)))
             snapshot = TrainingState(

@@ -18,9 +18,9 @@ from ase import Atoms
 
 from adlayer.config import Study
 from adlayer.errors import UserError
-from adlayer.stages.judge import find_reference, provenance
-from adlayer.stages.learn import generate_into, sampling_settings, train_model
 from adlayer.structures.store import check_writable, connect, write_structures
+from adlayer.study.learning import generate_into, sampling_settings, train
+from adlayer.study.reporting import find_reference, provenance
 
 STAGES = ("search", "train", "generate", "relax", "report")
 DEMO_MODEL = "ag-o.safetensors"
@@ -49,7 +49,7 @@ class Quiet:
 
 
 def _substrate(study: Study, cell: str, window: tuple[float, float] | None = None) -> Atoms:
-    from adlayer.study import substrate
+    from adlayer.study.stages import substrate
 
     surface = study.surface
     return substrate(
@@ -101,7 +101,7 @@ def _train(study: Study, reporter: Reporter) -> dict[str, Any]:
     record.write_text(_training_record(study))
     table = study.train
     with reporter.progress("train") as progress:
-        return train_model(
+        return train(
             str(directory / "study.db"), str(model), select=table.select, repeat=table.repeat, time=table.time,
             steps=table.steps, batch=table.batch, seed=study.seed, resume=same and unfinished, message=reporter.say,
             progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
@@ -113,8 +113,8 @@ def _generate(study: Study, reporter: Reporter, model: str) -> dict[str, Any]:
     with reporter.progress("generate") as progress:
         return generate_into(
             connect(Path(study.directory) / "study.db"), model, _substrate(study, table.cell, table.window),
-            formula=table.formula, n=table.n, seed=study.seed, sampling=sampling_settings(table.preset,
-            steps=table.steps), progress=progress,
+            formula=table.formula, n=table.n, seed=study.seed, progress=progress,
+            sampling=sampling_settings(table.preset, steps=table.steps),
         )  # fmt: skip
 
 
@@ -136,6 +136,9 @@ def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
     from adlayer.training.checkpoint import model_hash
 
     directory = Path(study.directory)
+    n_all = len(relaxed)
+    converged = [a for a in relaxed if a.info["row"]["converged"]]
+    relaxed = converged or relaxed
     groups = unique(relaxed)
     ranked = [relaxed[group[0]] for group in groups]
     write_structures(directory / "ranked.extxyz", ranked)
@@ -155,6 +158,8 @@ def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
     )
     sets = {"generated": relaxed, **({"random search": searched} if searched else {})}
     calls = sum(a.info["row"]["n_force_calls"] for a in relaxed)
+    counts = f"{len(converged)} of {n_all} relaxations converged"
+    summary = _summary(relaxed, groups, set(matched), zero, study.reference)
     page = write_report(
         directory,
         title=study.title,
@@ -169,19 +174,41 @@ def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
         ),
     )
     return {
-        "n": len(relaxed),
+        "n": n_all,
         "n_unique": len(groups),
-        "n_converged": sum(bool(a.info["row"]["converged"]) for a in relaxed),
+        "n_converged": len(converged),
         "n_matched": len(matched),
         "matched": matched,
         "lowest": min(energies) - zero,
         "n_force_calls": calls,
         "report": str(page),
+        "summary": [counts, *summary, f"report: {page}"],
         "outputs": [str(directory / "study.db"), str(directory / "ranked.extxyz"), str(page)],
     }
 
 
-def run_study(
+def _summary(
+    relaxed: list[Atoms], groups: list[list[int]], matched: set[int], zero: float, reference: str | None
+) -> list[str]:
+    """What was found, as lines of text: the lowest structures, and how many are the reference."""
+    steps = sorted(a.info["row"]["n_steps"] for a in relaxed)
+    lines = [
+        f"{len(relaxed)} structures relaxed (median {steps[len(steps) // 2]} steps), {len(groups)} of them different"
+    ]
+    lines.append("  rank  eV above " + (f"{reference:<24}" if reference else f"{'the lowest':<24}") + "times  sample")
+    for rank, group in enumerate(groups[:8], start=1):
+        first = relaxed[group[0]]
+        name = "is it" if matched.intersection(group) else ""
+        above = first.get_potential_energy() - zero
+        lines.append(
+            f"  {rank:>4}  {above:>+8.3f}  {name:<24}{len(group):>5}  {first.info['row'].get('sample', group[0])}"
+        )
+    if reference:
+        lines.append(f"{len(matched)} of {len(relaxed)} are {reference} by lateral topology")
+    return lines
+
+
+def run(
     study: Study, *, until: str | None = None, model: str | None = None, reporter: Reporter | None = None
 ) -> dict[str, Any]:
     """Run the stages of a study, each going on where it was.
@@ -242,4 +269,4 @@ def demo(directory: str, *, n: int = 24, seed: int = 0, reporter: Reporter | Non
     with resources.as_file(resources.files("adlayer") / "data" / DEMO_MODEL) as model:
         if not model.is_file():
             raise UserError(f"the model {DEMO_MODEL} that should ship is missing: install adlayer again")
-        return run_study(study, model=str(model), reporter=reporter)
+        return run(study, model=str(model), reporter=reporter)

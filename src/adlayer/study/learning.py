@@ -81,7 +81,7 @@ def _read_metrics(path: Path, up_to: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] <= up_to]
 
 
-def train_model(
+def train(
     database: str,
     output: str,
     *,
@@ -110,6 +110,7 @@ def train_model(
 
     from adlayer.network.model import Architecture, Model
     from adlayer.report.figures import loss_curve
+    from adlayer.training import trainer
     from adlayer.training.checkpoint import (
         TrainingState,
         load_state,
@@ -119,7 +120,7 @@ def train_model(
         state_path,
     )
     from adlayer.training.dataset import build_dataset, parse_selection
-    from adlayer.training.trainer import Report, Settings, describe, state_key, train
+    from adlayer.training.trainer import Report, Settings, describe, state_key
 
     if steps is None and time is None:
         steps = 10_000
@@ -161,7 +162,9 @@ def train_model(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the two networks have a thread each
     try:
-        model = train(dataset, Architecture(), settings, state=state, every=every, on_report=keep, progress=progress)
+        model = trainer.train(
+            dataset, Architecture(), settings, state=state, every=every, on_report=keep, progress=progress
+        )
     finally:
         torch.set_num_threads(threads)
     loss_curve(metrics).savefig(curve_path, dpi=150)
@@ -261,7 +264,7 @@ def generate_into(
                     database, atoms, {**row, "model": fingerprint, "task": task, "n_steps": 0, "n_force_calls": 0}
                 )
                 present.add(task)
-        progress(structures and row["sample"] + 1, n)
+        progress(row["sample"] + 1, n)
 
     progress(skip, n)
     threads = torch.get_num_threads()

@@ -47,7 +47,7 @@ def provenance(**more: Any) -> dict[str, str]:
     }
 
 
-def report_study(
+def report(
     source: str, directory: str, *, reference_name: str | None = None, title: str | None = None
 ) -> dict[str, Any]:
     """The page of a study's folder (``study.db`` in it), a database or a structure file.

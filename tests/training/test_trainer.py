@@ -1,0 +1,192 @@
+"""Training: resumed equals uninterrupted, losses fall, what is drawn is drawn right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adlayer.diffusion.kernels import ExactKernel, PaperKernel
+from adlayer.diffusion.schedule import LinearBeta, sigma_max_for
+from adlayer.network.model import Architecture, Model
+from adlayer.training import trainer
+from adlayer.training.checkpoint import TrainingState, load_state, save_state
+from adlayer.training.dataset import Dataset, composition_baseline
+from adlayer.training.trainer import (
+    Report,
+    Settings,
+    collate,
+    denoising_loss,
+    force_field_loss,
+    make_kernel,
+    make_model,
+    state_key,
+    train,
+)
+
+SETTINGS = Settings(steps=8, batch=4, force_batch=2, warmup=3, average=0.9, repeats=((1, 1), (2, 1)))
+
+
+def _equal(a: Model, b: Model) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class Stop(Exception):
+    """Planted interruption."""
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(dataset: Dataset, tiny: Architecture, tmp_path: Path) -> None:
+    whole = train(dataset, tiny, SETTINGS)
+    path = tmp_path / "state"
+
+    def save_and_stop(model: Model, report: Report, state: TrainingState) -> None:
+        save_state(path, state)
+        if report.step == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(dataset, tiny, SETTINGS, every=0.0, on_report=save_and_stop)
+    state = load_state(path)
+    assert state.step == 4
+    steps: list[int] = []
+    resumed = train(dataset, tiny, SETTINGS, state=state, progress=lambda step, fraction, loss: steps.append(step))
+    assert steps == [5, 6, 7, 8]
+    assert _equal(whole, resumed)
+    assert not _equal(whole, train(dataset, tiny, replace(SETTINGS, steps=7)))
+    forgetful = replace(state, optimizer=torch.optim.AdamW(resumed.parameters()).state_dict())  # planted
+    assert not _equal(whole, train(dataset, tiny, SETTINGS, state=forgetful))
+
+
+def test_validation_takes_nothing_from_the_training(dataset: Dataset, tiny: Architecture) -> None:
+    often: list[Report] = []
+    watched = train(dataset, tiny, SETTINGS, every=0.0, on_report=lambda model, report, state: often.append(report))
+    assert [r.step for r in often] == list(range(9))
+    assert _equal(watched, train(dataset, tiny, SETTINGS))
+    assert watched.card.n_steps == 8
+    assert watched.card.validation["score_loss"] == often[-1].validation_score
+    assert all(np.isfinite([r.validation_score, r.validation_energy, r.validation_force]).all() for r in often)
+
+
+def test_same_seed_same_model(dataset: Dataset, tiny: Architecture) -> None:
+    short = replace(SETTINGS, steps=2)
+    assert _equal(train(dataset, tiny, short), train(dataset, tiny, short))
+    assert not _equal(train(dataset, tiny, short), train(dataset, tiny, replace(short, seed=1)))
+
+
+def test_training_lowers_both_losses(dataset: Dataset, tiny: Architecture) -> None:
+    found: list[Report] = []
+    settings = replace(SETTINGS, steps=80, learning_rate=5e-3, warmup=5)
+    initial = trainer.Validation(dataset, make_model(dataset, tiny, settings).card, settings)
+    before = initial(make_model(dataset, tiny, settings).eval())
+    train(dataset, tiny, settings, on_report=lambda model, report, state: found.append(report))
+    assert found[-1].validation_score < 0.97 * before[0]
+    assert found[-1].validation_force < before[2]
+
+
+def test_a_fixed_batch_is_learned(dataset: Dataset, tiny: Architecture) -> None:
+    model = make_model(dataset, tiny, SETTINGS)
+    examples = dataset.train[:2]
+    batch = collate(examples, [(e.top + 0.5, e.top + 5.0) for e in examples])
+    sigma, conditions = torch.tensor([0.2, 0.5]), torch.full((2, 2), float("nan"))
+    normal = torch.randn(int(batch.mobile.sum()), 3, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(120):
+        optimizer.zero_grad()
+        score = denoising_loss(model, ExactKernel(), batch, sigma, conditions, normal)
+        force, *_ = force_field_loss(model, dataset.frames[:2])
+        (score + force).backward()
+        optimizer.step()
+        losses.append((float(score.detach()), float(force.detach())))
+    assert losses[-1][0] < 0.2 * losses[0][0]
+    assert losses[-1][1] < 0.5 * losses[0][1]
+
+
+def test_a_silent_denoiser_has_a_loss_of_three(dataset: Dataset, tiny: Architecture) -> None:
+    """One for each Cartesian component, at every noise level: 5 standard errors of 1500 atoms."""
+    model = make_model(dataset, tiny, SETTINGS)
+    torch.nn.init.zeros_(model.denoiser.read_out.mix.weight)
+    examples = dataset.train * 75
+    batch = collate(examples, [(e.top, e.top + 6.0) for e in examples])
+    normal = torch.randn(int(batch.mobile.sum()), 3, generator=torch.Generator().manual_seed(0))
+    conditions = torch.full((len(examples), 2), float("nan"))
+    for level in (0.05, 0.5):
+        sigma = torch.full((len(examples),), level)
+        with torch.no_grad():
+            loss = float(denoising_loss(model, ExactKernel(), batch, sigma, conditions, normal))
+        assert loss == pytest.approx(3.0, abs=5.0 * np.sqrt(6.0 / len(normal)))
+
+
+def test_a_new_model_knows_its_data(dataset: Dataset, tiny: Architecture) -> None:
+    model = make_model(dataset, tiny, SETTINGS)
+    heights = np.concatenate([e.heights for e in dataset.train])
+    np.testing.assert_allclose(model.card.heights, np.quantile(heights, [0.05, 0.25, 0.75, 0.95]))
+    assert model.card.elements == ("Ag", "O")
+    np.testing.assert_allclose(model.force_field.baseline, composition_baseline(dataset.frames, [47, 8]))
+    assert model.card.compositions == {"Ag2O": 3, "Ag2O2": 3, "AgO2": 3}
+    assert model.card.n_structures == 9
+
+
+def test_walls_are_drawn_beyond_the_atoms(dataset: Dataset) -> None:
+    rng = np.random.default_rng(0)
+    for example in dataset.train:
+        walls = np.array([trainer._random_window(example, rng) for _ in range(200)])
+        z = example.positions[example.mobile, 2]
+        assert walls[:, 0].max() < z.min()
+        assert walls[:, 1].min() > z.max()
+        assert (walls - example.top).min() >= min(0.6, z.min() - example.top - 0.02)
+        assert (walls - example.top).max() <= max(6.0, z.max() - example.top + 0.02)
+        assert walls.std(axis=0).min() > 0.01
+
+
+def test_conditions_say_energy_and_composition_or_nothing(dataset: Dataset, tiny: Architecture) -> None:
+    card = make_model(dataset, tiny, SETTINGS).card
+    rng = np.random.default_rng(0)
+    example = dataset.train[0]
+    share = np.mean(example.numbers[example.mobile] == 8)
+    rows = torch.stack([trainer._conditions(example, card, rng, 0.3) for _ in range(2000)])
+    given = ~torch.isnan(rows)
+    np.testing.assert_allclose(rows[given[:, 0], 0], example.energy_above, rtol=1e-6)
+    np.testing.assert_allclose(rows[given[:, 1], 1], share, rtol=1e-6)
+    np.testing.assert_allclose(given.double().mean(0), 0.7, atol=0.05)  # five standard errors
+    assert abs(float((given[:, 0] & given[:, 1]).double().mean()) - 0.49) < 0.06  # dropped independently
+
+
+def test_noise_levels_cover_the_schedule(dataset: Dataset) -> None:
+    batch = collate(dataset.train[:1] * 500, [(10.0, 14.0)] * 500)
+    u = torch.linspace(0.0, 1.0, 500)
+    exact = trainer._draw_sigma(u, batch, SETTINGS)
+    top = sigma_max_for(batch.cell, batch.window)
+    assert float(exact[0]) == pytest.approx(0.02)
+    assert float(exact[-1]) == pytest.approx(float(top[-1]))
+    np.testing.assert_allclose(exact.log().diff(), exact.log().diff().mean(), rtol=1e-2)
+    paper = trainer._draw_sigma(u, batch, replace(SETTINGS, kernel="paper"))
+    np.testing.assert_allclose(paper[1:], LinearBeta().sigma(u[1:]))
+    assert isinstance(make_kernel("paper"), PaperKernel)
+
+
+@pytest.mark.parametrize("kernel", ["exact", "paper"])
+def test_both_kernels_train(dataset: Dataset, tiny: Architecture, kernel: str) -> None:
+    model = train(dataset, tiny, replace(SETTINGS, steps=2, kernel=kernel))
+    assert model.card.kernel == kernel
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_learning_rate_warms_up_and_ends_at_one_percent() -> None:
+    settings = Settings(steps=1000, warmup=100, learning_rate=1.0)
+    rates = np.array([trainer._rate(settings, step, 0.0) for step in range(1001)])
+    assert rates[0] == pytest.approx(0.01, rel=1e-3)
+    assert rates.argmax() == 99
+    assert rates[500] == pytest.approx(0.505)
+    assert rates[1000] == pytest.approx(0.01)
+    assert trainer._rate(Settings(seconds=60.0, warmup=1, learning_rate=1.0), 10**6, 30.0) == pytest.approx(0.505)
+
+
+def test_a_state_goes_on_under_any_length_but_the_same_settings_and_data(dataset: Dataset) -> None:
+    key = state_key(SETTINGS, dataset)
+    assert key == state_key(replace(SETTINGS, steps=10**6, seconds=5.0), dataset)
+    assert key != state_key(replace(SETTINGS, batch=5), dataset)
+    assert key != state_key(SETTINGS, replace(dataset, data_hash="other"))
