@@ -173,7 +173,7 @@ def test_places_that_cannot_be_written(model: Model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder: give the name of a file"):
         save_model(tmp_path, model)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written .*: choose another place"):
+    with pytest.raises(UserError, match=r"cannot be written .*: choose another place"):
         save_model(tmp_path / "file" / "model.safetensors", model)
 
 
@@ -194,7 +194,7 @@ def test_state_round_trip(model: Model, tmp_path: Path) -> None:
 
 def test_state_missing_or_truncated(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.state"
-    with pytest.raises(UserError, match="there is no training state .* to resume: start without --resume"):
+    with pytest.raises(UserError, match=r"there is no training state .* to resume: start without --resume"):
         load_state(path)
     save_state(path, TrainingState(0, 0.0, model.state_dict(), {}, {}, "{}"))
     path.write_bytes(path.read_bytes()[:-100])

@@ -74,7 +74,7 @@ def test_nothing_to_learn_from(made_up: Any) -> None:
         made_up.dataset()
     made_up.add("Ag2O")
     made_up.add("Ag2O", 3.0)
-    with pytest.raises(UserError, match="only 1 structures .* pass the selection: widen it"):
+    with pytest.raises(UserError, match=r"only 1 structures .* pass the selection: widen it"):
         made_up.dataset()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 
 from adlayer.analysis.references import reference
@@ -34,11 +33,20 @@ def _in_hollow(structures: list[Atoms], site: np.ndarray, lattice: np.ndarray) -
 
 @pytest.mark.slow
 def test_oxygen_finds_the_fcc_hollow() -> None:
+    """More than 90 % in fcc hollows, in the cell of the training and in p(4x4). The hcp hollows differ from them by the
+    second layer alone, which is learned late: after 1500 steps at 1e-3 no more than 60 % were in fcc hollows.
+    """
     atoms = reference("p2x2-O_Pt111-fcc")  # on bulk positions: no buckling of the substrate gives the site away
     tags = atoms.get_tags()
-    settings = Settings(steps=1500, batch=16, force_batch=0, repeats=((1, 1), (2, 1), (1, 2), (2, 2)), average=0.995)
-    architecture = Architecture(features=32, interactions=3, n_radial=20, cutoff=5.0, force_features=4)
-    torch.set_num_threads(1)
+    settings = Settings(
+        steps=4000,
+        batch=16,
+        force_batch=0,
+        learning_rate=3e-3,
+        average=0.995,
+        repeats=((1, 1), (2, 1), (1, 2), (2, 2)),
+    )
+    architecture = Architecture(features=32, n_radial=20, force_features=4)
     model = train(_dataset(atoms), architecture, settings)
     substrate = atoms[tags > 0]
     substrate.info["confinement"] = atoms.info["confinement"]

@@ -22,9 +22,13 @@ ASE drops ``atoms.info`` in databases; the store keeps it in the row's ``data``,
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import lzma
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +44,23 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from adlayer.errors import UserError
 
 DATABASE_SUFFIXES = {".db", ".json", ".aselmdb"}
+COMPRESSED = ".xz"
 
 
 def is_database(name: str | os.PathLike[str]) -> bool:
     """Whether a name stands for a database (by suffix or PostgreSQL URL) rather than a structure file."""
-    return str(name).startswith("postgresql://") or Path(name).suffix in DATABASE_SUFFIXES
+    suffix = Path(str(name).removesuffix(COMPRESSED)).suffix
+    return str(name).startswith("postgresql://") or suffix in DATABASE_SUFFIXES
+
+
+def _unpack(path: Path) -> Path:
+    """A compressed database as a plain one, in a folder that goes when the program ends."""
+    folder = tempfile.TemporaryDirectory(prefix="adlayer-")
+    atexit.register(folder.cleanup)
+    plain = Path(folder.name) / path.stem
+    with lzma.open(path) as packed, plain.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    return plain
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -74,18 +90,23 @@ def check_structure_file(path: str | os.PathLike[str]) -> None:
 
 
 def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Database:
-    """The ASE database of that name.
+    """The ASE database of that name; one compressed with xz (``.db.xz``) can be read, not written.
 
     Raises
     ------
     UserError
-        If it must exist and does not, or is no database.
+        If it must exist and does not, is no database, or is compressed and to be written.
     """
+    compressed = str(name).endswith(COMPRESSED)
+    if compressed and not must_exist:
+        raise UserError(f"{name} is compressed and cannot be written to: unpack it with xz -d or name another")
     if must_exist and not str(name).startswith("postgresql://") and not Path(name).is_file():
         raise UserError(f"there is no database {name}: make one with adlayer search")
     if not must_exist:
         check_writable(name)
     try:
+        if compressed:
+            name = _unpack(Path(name))
         # SQLite locks by itself; ASE's lock file would outlive a killed run and block the next one for ever.
         database = ase.db.connect(str(name), use_lock_file=Path(name).suffix != ".db")
         database.count()

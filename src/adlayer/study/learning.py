@@ -10,7 +10,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.db.core import Database
@@ -210,10 +209,10 @@ def read_substrate(path: str) -> Atoms:
     return bare
 
 
-def _frames(substrate: Atoms, symbols: list[str], samples: list[list[np.ndarray]], first: int) -> list[Atoms]:
+def _frames(substrate: Atoms, symbols: list[str], samples: list[list[np.ndarray]]) -> list[Atoms]:
     """The reverse process of each sample as structures, one after the other."""
     frames = []
-    for number, sample in enumerate(samples, start=first):
+    for number, sample in enumerate(samples):
         for step, positions in enumerate(sample):
             atoms = substrate + Atoms(symbols, positions, tags=0)
             atoms.info = {**substrate.info, "sample": number, "step": step}
@@ -237,8 +236,6 @@ def generate_into(
 
     Returns the verb's numbers and, under ``structures``, the samples as ``Atoms`` in order.
     """
-    import torch
-
     from adlayer.diffusion.generation import Sampling, check_request, generate
     from adlayer.structures.placement import parse_formula
     from adlayer.training.checkpoint import load_model, model_hash
@@ -252,6 +249,8 @@ def generate_into(
     tasks = [task_fingerprint(substrate, fingerprint, formula, asdict(sampling), seed, k) for k in range(n)]
     present = {row.get("task") for row in database.select("stage=generated", include_data=False)}
     n_done = next((k for k, task in enumerate(tasks) if task not in present), n)
+    if trajectory is not None:
+        n_done = 0  # the whole process is wanted
     skip = n_done - n_done % BLOCK if n_done < n else n
     samples: list[list[np.ndarray]] | None = None if trajectory is None else []
 
@@ -267,36 +266,30 @@ def generate_into(
         progress(row["sample"] + 1, n)
 
     progress(skip, n)
-    threads = torch.get_num_threads()
-    result = (
-        generate(
-            model,
-            substrate,
-            formula=formula,
-            n=n,
-            seed=seed,
-            settings=sampling,
-            skip=skip,
-            block=BLOCK,
-            trajectory=samples,
-            on_block=keep,
-        )
-        if skip < n
-        else None
+    result = generate(
+        model,
+        substrate,
+        formula=formula,
+        n=n,
+        seed=seed,
+        settings=sampling,
+        skip=skip,
+        block=BLOCK,
+        trajectory=samples,
+        on_block=keep,
     )
-    torch.set_num_threads(threads)
-    if trajectory is not None and samples:
+    if trajectory is not None and samples is not None:
         symbols = [s for s, count in parse_formula(formula).items() for _ in range(count)]
-        ase.io.write(trajectory, _frames(substrate, symbols, samples, skip))
+        write_structures(trajectory, _frames(substrate, symbols, samples))
     wanted = set(tasks)
     rows = {row.get("task"): row for row in database.select("stage=generated") if row.get("task") in wanted}
     return {
         "n": n,
         "formula": formula,
         "model": fingerprint,
-        "n_network_calls": result.n_network_calls if result else 0,
+        "n_network_calls": result.n_network_calls,
         "n_force_calls": 0,
-        "n_learned_force_calls": result.n_force_calls if result else 0,
+        "n_learned_force_calls": result.n_force_calls,
         "structures": [row_atoms(rows[task]) for task in tasks],
     }
 
@@ -331,15 +324,17 @@ def generate_to(
 
 
 def generate(
-    model: str, substrate: Atoms, *, formula: str, n: int, seed: int = 0, preset: str = "default", **changes: Any
+    model: Any, substrate: Any, *, formula: str, n: int, seed: int = 0, preset: str = "default", **changes: Any
 ) -> list[Atoms]:
     """New structures of a formula on a substrate, in memory.
 
     Parameters
     ----------
     model
-        Model file.
-    substrate, formula, n, seed
+        Model file, or a model loaded by :func:`adlayer.training.checkpoint.load_model`.
+    substrate
+        Structure or file; an overlayer in a file is taken off.
+    formula, n, seed
         See :func:`adlayer.diffusion.generation.generate`.
     preset, changes
         ``default`` or ``paper``, and fields of :class:`adlayer.diffusion.generation.Sampling` to change.
@@ -347,7 +342,9 @@ def generate(
     from adlayer.diffusion import generation
     from adlayer.training.checkpoint import load_model
 
+    if isinstance(model, str | os.PathLike):
+        model = load_model(model)
+    if isinstance(substrate, str | os.PathLike):
+        substrate = read_substrate(str(substrate))
     settings = sampling_settings(preset, **changes)
-    return generation.generate(
-        load_model(model), substrate, formula=formula, n=n, seed=seed, settings=settings
-    ).structures
+    return generation.generate(model, substrate, formula=formula, n=n, seed=seed, settings=settings).structures
