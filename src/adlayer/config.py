@@ -99,7 +99,8 @@ def read_study(path: str | Path) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"study file {path} is not TOML ({error}): mend that line") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt entry is both unknown and missing: name the unknown one.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         place = ".".join(str(p) for p in first["loc"])
         raise UserError(f'study file {path}: "{place}" is wrong ({first["msg"]}): mend that entry') from error
     return study.model_copy(update={"directory": str(file.parent / study.directory)})
