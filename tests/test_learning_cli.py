@@ -1,4 +1,4 @@
-"""The verbs ``train`` and ``generate`` from the command line, with the model that ships: what they give and what they refuse."""
+"""The verbs ``train`` and ``generate`` from the command line, with the model that ships."""
 
 from __future__ import annotations
 

@@ -17,17 +17,18 @@ def match(
     reference: Annotated[str, typer.Argument(help="Structure file, or the name of a reference of the package.")],
     select: Select = "",
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest displacement of an atom, Å; default 0.5, lateral 0.7.")
+        float | None, typer.Option(help="Largest displacement of an atom, Å; default 0.7, with heights 0.5.")
     ] = None,
-    lateral: Annotated[bool, typer.Option("--lateral", help="Ignore heights.")] = False,
+    heights: Annotated[bool, typer.Option("--heights", help="Compare heights too.")] = False,
 ) -> dict[str, Any]:
     """Say which structures are a reference.
 
-    Two structures are the same up to the symmetry of the bare substrate.
+    Two structures are the same up to the symmetry of the bare substrate. Heights do not count unless asked for:
+    backends differ in them, and the lateral topology tells phases apart.
     """
     from adlayer import study
 
-    structures, matched = study.match(source, reference, select=select, tolerance=tolerance, lateral=lateral)
+    structures, matched = study.match(source, reference, select=select, tolerance=tolerance, heights=heights)
     which = f": {', '.join(map(str, matched))}" if matched else ""
     session.say(f"{len(matched)} of {len(structures)} structures are {reference}{which}")
     return {"n": len(structures), "n_matched": len(matched), "matched": matched}

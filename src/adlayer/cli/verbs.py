@@ -64,9 +64,9 @@ class Session:
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A function ``(done, total)`` that draws a bar with the time left, if stderr is a terminal."""
+        """A function ``(done, total)`` that draws a bar with the time left; in a log, a line per tenth."""
         if not sys.stderr.isatty():
-            yield lambda done, total: None
+            yield _tenths(label)
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -77,6 +77,20 @@ class Session:
         with Progress(*columns, *times, console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _tenths(label: str) -> Callable[[int, int], None]:
+    """Progress for a log: a line on stderr whenever another tenth is done."""
+    told = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // max(total, 1)
+        if tenth > told:
+            told = tenth
+            typer.echo(f"{label}: {done} of {total}", err=True)
+
+    return tell
 
 
 def verb(

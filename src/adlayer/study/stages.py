@@ -245,14 +245,17 @@ def match(
     *,
     select: str = "",
     tolerance: float | None = None,
-    lateral: bool = False,
+    heights: bool = False,
 ) -> tuple[list[Atoms], list[int]]:
-    """The structures, and the indices of those that are the reference: see :func:`adlayer.analysis.matching.match`."""
+    """The structures, and the indices of those that are the reference: see :func:`adlayer.analysis.matching.match`.
+
+    Lateral positions decide unless ``heights`` are to agree too.
+    """
     from adlayer.analysis import matching
 
     target = load_reference(reference)
     structures = load_structures(source, select)
-    return structures, matching.match(structures, target, tolerance=tolerance, lateral=lateral)
+    return structures, matching.match(structures, target, tolerance=tolerance, lateral=not heights)
 
 
 def compare(
