@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 
 from adlayer.diffusion.generation import PRESETS, SOLVERS, Generated, Sampling, generate
+from adlayer.diffusion.schedule import LinearBeta
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch
 from adlayer.network.model import Architecture, Card, Model
@@ -254,7 +255,8 @@ def test_guidance_by_huge_forces_of_random_weights_stays_in_the_window(
         result = make(n=2, settings=settings)
     finally:
         model.force_field.scale.copy_(scale)
-    assert result.n_force_calls == 2 * 1000
+    levels = LinearBeta().grid(1000)
+    assert result.n_force_calls == 2 * int((levels >= 0.02).sum())  # none below what the network has learned
     for atoms in result.structures:
         _check(atoms, substrate, "Ag2O")
 

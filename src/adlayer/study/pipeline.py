@@ -142,7 +142,7 @@ def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
     groups = unique(relaxed)
     ranked = [relaxed[group[0]] for group in groups]
     write_structures(directory / "ranked.extxyz", ranked)
-    known = find_reference(study.reference) if study.reference else None
+    known = find_reference(study.reference, relaxed[0]) if study.reference else None
     matched = match(relaxed, known, lateral=True) if known is not None else []
     energies = [a.get_potential_energy() for a in relaxed]
     zero = known.get_potential_energy() if known is not None and known.calc is not None else min(energies)

@@ -7,32 +7,41 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from adlayer import __version__
 from adlayer.structures.store import read_structures
+from adlayer.study.stages import load_reference
 
 
-def find_reference(name: str) -> Atoms:
-    """A shipped reference by name, or the first structure of a file; its ``reference_energy`` (eV) as its energy."""
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    from adlayer.analysis.references import reference, reference_names
-
-    atoms = reference(name) if name in reference_names() else read_structures(name)[0]
-    if atoms.calc is None and "reference_energy" in atoms.info:
-        atoms.calc = SinglePointCalculator(atoms, energy=float(atoms.info["reference_energy"]))
-    return atoms
+def backend_of(atoms: Atoms) -> str:
+    """The backend of a structure's energy with its version and settings, as text; ``"none"`` without one."""
+    record = atoms.info.get("row", {}).get("calculator")
+    if record is None:
+        return "none" if atoms.calc is None else str(getattr(atoms.calc, "name", "unknown"))
+    settings = ", ".join(f"{k}={v}" for k, v in record.get("settings", {}).items())
+    return " ".join(filter(None, [record["name"], record.get("version", ""), settings]))
 
 
-def _backend(atoms: Atoms) -> str:
-    """Record of the backend of a structure's energy, as text."""
-    if atoms.calc is None:
-        return "none"
-    parameters = dict(getattr(atoms.calc, "parameters", {}) or {})
-    return ", ".join(
-        [str(getattr(atoms.calc, "name", "unknown")), *(f"{k} {v}" for k, v in sorted(parameters.items()))]
-    )
+def find_reference(name: str, judged: Atoms) -> Atoms:
+    """A shipped reference by name, or the first structure of a file.
+
+    It carries an energy only where that compares with those of the structures to be judged, for the same atoms in the
+    same cell: its own from the same backend, or ``info["reference_energy"]`` (eV) from the same kind of backend.
+    """
+    known = load_reference(name)
+    own, backend, known.calc = known.calc, backend_of(known), None
+    source = str(known.info.get("reference_energy_source", "none")).split()[0]
+    same_atoms = np.array_equal(np.sort(known.numbers), np.sort(judged.numbers))
+    areas = [abs(np.linalg.det(a.cell.array[:2, :2])) for a in (known, judged)]
+    comparable = same_atoms and abs(areas[0] / areas[1] - 1.0) < 1e-3
+    if comparable and own is not None and backend == backend_of(judged):
+        known.calc = own
+    elif comparable and backend_of(judged).startswith(source):
+        known.calc = SinglePointCalculator(known, energy=float(known.info["reference_energy"]))
+    return known
 
 
 def provenance(**more: Any) -> dict[str, str]:
@@ -68,8 +77,8 @@ def report(
     groups: dict[str, list[Atoms]] = {"generated": main} if main else {"structures": structures}
     if main and (same := [a for a in stage("search") if sorted(a.numbers) == sorted(main[0].numbers)]):
         groups["random search"] = same
-    known = None if reference_name is None else find_reference(reference_name)
     first = next(iter(groups.values()))
+    known = None if reference_name is None else find_reference(reference_name, first[0])
     matched = [] if known is None else match(first, known, lateral=True)
     page = write_report(
         directory,
@@ -77,6 +86,6 @@ def report(
         groups=groups,
         reference=known,
         matched=matched,
-        provenance=provenance(energies=_backend(first[0]), source=source),
+        provenance=provenance(energies=backend_of(first[0]), source=source),
     )
     return {"n": len(first), "n_matched": len(matched), "report": str(page), "n_force_calls": 0, "outputs": [str(page)]}
