@@ -40,10 +40,13 @@ def test_fractions_of_the_overlayer(made_up: Any) -> None:
     assert formulas("Ag<0.4") == {"AgO2", "O2"}
 
 
-def test_limit_takes_the_first(made_up: Any) -> None:
-    for k in range(6):
-        made_up.add("Ag2O", 0.1 * k)
-    assert _excesses(made_up.dataset(parse_selection("n<4"))) == pytest.approx([0.0, 0.1, 0.2])
+def test_limit_draws_nested_subsets_of_all_compositions(made_up: Any) -> None:
+    for k in range(20):
+        made_up.add("Ag2O" if k < 10 else "AgO", 0.01 * k)
+    chosen = {n: _excesses(made_up.dataset(parse_selection(f"n<{n + 1}"))) for n in (8, 12)}
+    assert {n: len(values) for n, values in chosen.items()} == {8: 8, 12: 12}
+    assert set(chosen[8]) <= set(chosen[12])
+    assert len(made_up.dataset(parse_selection("n<13")).compositions) == 2
 
 
 @pytest.mark.parametrize("text", ["dE<", "dE>1", "Xx<0.2", "0.1<O", "energy<1", "1<2<3"])

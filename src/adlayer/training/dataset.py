@@ -191,6 +191,8 @@ def build_dataset(rows: Iterable[Row], selection: Selection, *, validation: floa
     n_examples = 0
     digest = hashlib.sha256()
     compositions: dict[str, int] = {}
+    if selection.limit is not None:  # any n of them, and those of a smaller n among them
+        rows = [rows[k] for k in np.random.default_rng([seed, 1]).permutation(len(rows))]
     for row in rows:
         if selection.limit is not None and n_examples >= selection.limit:
             break
