@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from adlayer.diffusion.generation import PRESETS, SOLVERS, Generated, Sampling, generate
 from adlayer.diffusion.schedule import LinearBeta
@@ -208,7 +209,9 @@ def test_conditions_reach_the_network_and_the_weight_interpolates(make: Make) ->
 
 
 def test_relaxation_in_the_learned_force_field_goes_downhill(make: Make, substrate: Atoms) -> None:
-    raw, relaxed = make(), make(settings=replace(QUICK, relax_steps=20))
+    rigid = substrate.copy()  # so that the energies before and after are of the same substrate
+    rigid.set_constraint(FixAtoms(range(len(rigid))))
+    raw, relaxed = make(substrate=rigid), make(substrate=rigid, settings=replace(QUICK, relax_steps=20))
     assert relaxed.n_force_calls > raw.n_force_calls == 0
     for before, after in zip(raw.structures, relaxed.structures, strict=True):
         _check(after, substrate, "Ag2O")
@@ -219,7 +222,7 @@ def test_relaxation_in_the_learned_force_field_goes_downhill(make: Make, substra
     )
 
 
-def test_a_relaxation_that_leaves_the_window_is_not_taken(model: Model, make: Make, substrate: Atoms) -> None:
+def test_a_relaxation_that_leaves_the_window_ends_at_its_wall(model: Model, make: Make, substrate: Atoms) -> None:
     class Lifting(torch.nn.Module):
         """Pushes every atom up, for ever."""
 
@@ -234,13 +237,27 @@ def test_a_relaxation_that_leaves_the_window_is_not_taken(model: Model, make: Ma
     raw = make()
     try:
         model.force_field = Lifting()  # type: ignore[assignment]
-        lifted = make(settings=replace(QUICK, relax_steps=30))
+        lifted = make(settings=replace(QUICK, relax_steps=90))
     finally:
         model.force_field = honest
     assert lifted.n_force_calls > 0
     for a, b in zip(raw.structures, lifted.structures, strict=True):
         _check(b, substrate, "Ag2O")
-        np.testing.assert_allclose(_overlayer(b), _overlayer(a), atol=1e-5)
+        np.testing.assert_allclose(_overlayer(b)[:, :2], _overlayer(a)[:, :2], atol=1e-4)
+        np.testing.assert_allclose(_overlayer(b)[:, 2], substrate.info["confinement"][1], atol=1e-5)
+
+
+def test_refinement_never_ends_higher(make: Make, model: Model, substrate: Atoms) -> None:
+    """Rounds of noising and denoising keep the lower of two relaxed energies, on a substrate that stays rigid."""
+    rigid = substrate.copy()
+    rigid.set_constraint(FixAtoms(range(len(rigid))))
+    settings = replace(QUICK, relax_steps=5, refine_steps=3)
+    before, after = (make(substrate=rigid, settings=replace(settings, refine=rounds)).structures for rounds in (0, 4))
+    gains = [b.get_potential_energy() - a.get_potential_energy() for a, b in zip(after, before, strict=True)]
+    assert min(gains) >= -1e-4
+    assert max(gains) > 0.0
+    for atoms in after:
+        _check(atoms, substrate, "Ag2O")
 
 
 @pytest.mark.slow

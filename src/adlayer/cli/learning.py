@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Output, Session, verb
+from adlayer.cli.verbs import Output, Session, Workers, verb
 
 
 @verb('adlayer train search.db -o model.safetensors --time 1h --select "dE<1.5"')
@@ -71,6 +71,10 @@ def generate(
     relax_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of the final relaxation in the learned force field.")
     ] = None,
+    refine: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of noising, denoising and relaxing that keep what is lower.")
+    ] = None,
+    workers: Workers = None,
     trajectory: Annotated[str | None, typer.Option(metavar="FILE", help="Write the reverse process too.")] = None,
 ) -> dict[str, Any]:
     """Generate structures with a trained model.
@@ -95,8 +99,10 @@ def generate(
                 energy=energy,
                 weight=weight,
                 relax_steps=relax_steps,
+                refine=refine,
             ),
             trajectory=trajectory,
+            workers=workers,
             progress=progress,
         )
     for path in result.pop("outputs"):

@@ -1,9 +1,10 @@
 """New structures: the reverse diffusion with a trained model on a given substrate.
 
-The substrate is masked: the network sees its atoms, nothing moves them, not even the final relaxation in the learned
-force field. Overlayer atoms start uniformly in the cell times the window and end inside it. Every sample has its own
-random stream, keyed by seed, formula and number; structures are worked on in blocks that fit the processor's cache,
-and another block size changes rounding alone.
+The substrate is masked: the network sees its atoms, nothing moves them. Overlayer atoms start uniformly in the cell
+times the window and end inside it. The relaxation in the learned force field lets the substrate answer, but its
+outcome is the overlayer alone, on the bare substrate, as in the training data. Every sample has its own random stream,
+keyed by seed, formula and number; structures are worked on in blocks that fit the processor's cache, and another block
+size changes rounding alone.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from torch import Tensor
 
 from adlayer.diffusion.guidance import ForceGuidance, classifier_free
@@ -30,6 +33,7 @@ from adlayer.structures.placement import parse_formula, write_formula
 from adlayer.structures.substrate import check_substrate
 
 SOLVERS = ("multistep", "heun", "euler")
+_REFINE_LEVELS = (0.3, 1.2)  # Å
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class Sampling:
     of the multistep solver. ``energy`` (eV per overlayer atom above the lowest) and ``fractions`` (of the elements but
     the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance (1: plainly
     conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate``
-    Å; ``relax_steps`` bounds the final relaxation of the overlayer in the learned force field; ``corrector`` Langevin
-    steps follow each step below 0.5 Å.
+    Å; ``corrector`` Langevin steps follow each step below 0.5 Å. ``relax_steps`` bounds the relaxation in the learned
+    force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.3
+    and 1.2 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
+    with moves that the denoiser proposes, at no cost in force calls of a real calculator.
     """
 
     steps: int = 50
@@ -58,6 +64,8 @@ class Sampling:
     guidance_gate: float | None = 0.5
     corrector: int = 0
     relax_steps: int = 100
+    refine: int = 0
+    refine_steps: int = 12
 
 
 PRESETS = {
@@ -82,15 +90,19 @@ def sample_seed(seed: int, formula: str, number: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(formula.encode()), number, 1)))
 
 
-def check_request(model: Model, substrate: Atoms, formula: str, n: int) -> str:
+def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings: Sampling) -> str:
     """The normalised formula, if the model can do what is asked.
 
     Raises
     ------
     UserError
-        For unknown elements, a broken substrate, no samples, or a window that excludes what the model has learned.
+        For unknown elements, a broken substrate, no samples, an unknown solver, no steps, or a window that excludes
+        what the model has learned.
     """
     check_substrate(substrate)
+    _solver(settings)
+    if settings.steps < 1:
+        raise UserError(f"steps is {settings.steps}: ask for at least 1")
     if n < 1:
         raise UserError(f"n is {n}: ask for at least 1 structure")
     counts = parse_formula(formula)
@@ -131,8 +143,18 @@ class _Block:
         self.mobile = self.batch.mobile.nonzero()[:, 0]  # (M,)
         self.domain = Domain(self.batch.cell, self.batch.window, self.batch.batch[self.mobile])
         self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
+        fixed = np.zeros(len(starts[0]), dtype=bool)
+        for constraint in starts[0].constraints:
+            if isinstance(constraint, FixAtoms):
+                fixed[constraint.index] = True
+        self.fixed = torch.from_numpy(np.tile(fixed, len(starts)))  # (N,)
         self.network_calls = 0
         self.force_calls = 0
+
+    @property
+    def least_sigma(self) -> float:
+        """The last noise level above zero, Å."""
+        return max(self.settings.sigma_min, self.model.card.sigma_min)
 
     def at(self, positions: Tensor) -> Batch:
         """The batch with overlayer positions (M, 3)."""
@@ -156,13 +178,14 @@ class _Block:
 
     def grid(self) -> Tensor:
         """Noise levels (K+1, B), none but the last below what the network has learned."""
-        least = self.model.card.sigma_min
         if self.settings.published_levels:
             levels = LinearBeta().grid(self.settings.steps)
-            levels = torch.cat([levels[levels >= least], levels[-1:]]).to(self.batch.positions.dtype)
+            levels = torch.cat([levels[levels >= self.model.card.sigma_min], levels[-1:]]).to(
+                self.batch.positions.dtype
+            )
             return levels[:, None].expand(-1, self.batch.n_structures)
         top = sigma_max_for(self.batch.cell, self.batch.window)
-        return sigma_grid(self.settings.steps, max(self.settings.sigma_min, least), top, self.settings.rho)
+        return sigma_grid(self.settings.steps, self.least_sigma, top, self.settings.rho)
 
 
 def _guided_score(block: _Block, model: Model, settings: Sampling) -> Score:
@@ -192,58 +215,80 @@ def _run_block(
     streams = [sample_seed(seed, formula, k) for k in numbers]
     shape, dtype = (len(symbols), 3), block.batch.positions.dtype
 
-    def draw(kind: str) -> Tensor:
-        parts = [getattr(stream, kind)(size=shape) for stream in streams]
-        return torch.from_numpy(np.concatenate(parts)).to(dtype)
+    def draw(kind: str, shape: tuple[int, ...] = shape) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(stream, kind)(size=shape) for stream in streams])).to(dtype)
 
     guidance = None
     if settings.guidance > 0.0:
         guidance = ForceGuidance(block.forces, settings.guidance, sigma_gate=settings.guidance_gate)
     frames: list[np.ndarray] = []
-    positions = sample(
+    denoise = partial(
+        sample,
         _guided_score(block, model, settings),
-        uniform(block.domain, draw("random")),
-        block.grid(),
-        _solver(settings),
-        lambda: draw("standard_normal"),
-        block.domain,
+        solver=_solver(settings),
+        normal=lambda: draw("standard_normal"),
+        domain=block.domain,
         guidance=guidance,
         corrector=Langevin(settings.corrector) if settings.corrector else None,
+    )
+    positions = denoise(
+        uniform(block.domain, draw("random")),
+        block.grid(),
         callback=None if trajectory is None else lambda _, x: frames.append(x.double().numpy().copy()),
     )
     if trajectory is not None:
         by_sample = np.stack(frames, axis=1).reshape(len(numbers), len(symbols), len(frames), 3)
         trajectory.extend([list(s.transpose(1, 0, 2)) for s in by_sample])
-    overlayers, energies, forces = _settle(model, block, positions, settings.relax_steps)
-    structures = [_structure(start, overlayers[k], energies[k], forces[k], len(substrate)) for k in range(len(numbers))]
-    return structures, block.network_calls, block.force_calls
+    if settings.relax_steps or settings.refine:
+        positions, energies = _settle(block, positions, settings.relax_steps)
+    low, high = _REFINE_LEVELS
+    for _ in range(settings.refine):
+        level = low * (high / low) ** draw("random", (1,))  # (B,)
+        noisy = block.kernel.perturb(positions, level, draw("standard_normal"), block.domain)
+        levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
+        trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps)
+        lower = trial_energies < energies  # (B,); false for NaN
+        positions = torch.where(block.domain.per_atom(lower)[:, None], trial, positions)
+        energies = torch.where(lower, trial_energies, energies)
+    return _structures(block, start, positions, len(substrate)), block.network_calls, block.force_calls
 
 
-def _settle(model: Model, block: _Block, positions: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Relax the overlayer in the learned force field; a structure that would leave its window stays as generated.
+def _settle(block: _Block, positions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Relax in the learned force field, all atoms that ``FixAtoms`` leaves free.
 
-    Returns overlayer positions (B, m, 3), total energies (B,) and forces on all atoms (B, n, 3).
+    Returns the overlayer (M, 3), to be put back on the bare substrate as in the training data and clipped at the walls,
+    and the relaxed energies (B,) in eV. A structure that breaks stays as it was, its energy infinite.
     """
 
     def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
         block.force_calls += block.batch.n_structures
-        result: tuple[Tensor, Tensor] = model.force_field(block.batch.with_positions(positions))
+        result: tuple[Tensor, Tensor] = block.model.force_field(block.batch.with_positions(positions))
         return result
 
     whole = block.at(positions)
-    if steps > 0:
-        relaxed = relax_batch(
-            energies_and_forces, whole.positions, whole.batch, ~whole.mobile, fmax=0.05, max_steps=steps
-        ).positions
-        z, window = relaxed[block.mobile, 2], block.domain.per_atom(whole.window)
-        outside = (z < window[:, 0]) | (z > window[:, 1]) | ~torch.isfinite(relaxed[block.mobile]).all(dim=1)
-        left = torch.zeros(whole.n_structures).index_add(0, block.domain.batch, outside.float()) > 0
-        whole = whole.with_positions(torch.where(left[whole.batch][:, None], whole.positions, relaxed))
-    interaction, forces = model.force_field(whole)
-    total = model.force_field.total_energy(whole, interaction)
+    result = relax_batch(energies_and_forces, whole.positions, whole.batch, block.fixed, fmax=0.05, max_steps=steps)
+    relaxed, window = result.positions[block.mobile], block.domain.per_atom(whole.window)
+    z = torch.minimum(torch.maximum(relaxed[:, 2], window[:, 0]), window[:, 1])
+    relaxed = torch.cat([relaxed[:, :2], z[:, None]], dim=1)
+    unsound = (~torch.isfinite(relaxed).all(dim=1)).float()
+    broken = torch.zeros(whole.n_structures).index_add(0, block.domain.batch, unsound) > 0  # (B,)
+    energies = torch.where(broken, torch.full_like(result.energies, torch.inf), result.energies)
+    return torch.where(block.domain.per_atom(broken)[:, None], positions, relaxed), energies
+
+
+def _structures(block: _Block, start: Atoms, positions: Tensor, n_substrate: int) -> list[Atoms]:
+    """ASE structures with learned energies and forces, as they stand: overlayer (M, 3) on the bare substrate."""
+    whole = block.at(positions)
+    interaction, forces = block.model.force_field(whole)
+    energies = block.model.force_field.total_energy(whole, interaction).tolist()
     n = whole.n_structures
-    overlayer = whole.positions[block.mobile].double().reshape(n, -1, 3)
-    return overlayer.numpy(), total.numpy(), forces.double().reshape(n, -1, 3).numpy()
+    overlayers = positions.double().reshape(n, -1, 3).numpy()
+    return [
+        _structure(start, overlayer, energy, force, n_substrate)
+        for overlayer, energy, force in zip(
+            overlayers, energies, forces.double().reshape(n, -1, 3).numpy(), strict=True
+        )
+    ]
 
 
 def _structure(start: Atoms, overlayer: np.ndarray, energy: float, forces: np.ndarray, n_substrate: int) -> Atoms:
@@ -309,10 +354,7 @@ def generate(
         See :func:`check_request`.
     """
     settings = settings or Sampling()
-    formula = check_request(model, substrate, formula, n)
-    _solver(settings)
-    if settings.steps < 1:
-        raise UserError(f"steps is {settings.steps}: ask for at least 1")
+    formula = check_request(model, substrate, formula, n, settings)
     if settings.fractions is None and settings.energy is not None:
         counts = parse_formula(formula)
         settings = replace(settings, fractions=tuple(composition_fractions(counts, model.card.elements)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.db.core import Database
 
+from adlayer.energies.workers import default_workers, run_jobs, worker_pool
 from adlayer.errors import UserError
 from adlayer.structures.store import (
     check_writable,
@@ -27,7 +30,7 @@ from adlayer.structures.store import (
 )
 
 Progress = Callable[[int, int], None]
-BLOCK = 8  # structures generated together
+BLOCK = 4  # structures generated together, by one worker
 
 
 def read_seconds(text: str) -> float:
@@ -220,6 +223,75 @@ def _frames(substrate: Atoms, symbols: list[str], samples: list[list[np.ndarray]
     return frames
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive samples to generate together."""
+
+    model: str
+    substrate: Atoms
+    formula: str
+    first: int
+    last: int  # exclusive
+    seed: int
+    sampling: Any
+    film: bool
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a block gave: structures, evaluations of both networks, CPU time, and the process of each sample."""
+
+    structures: list[Atoms]
+    network_calls: int
+    force_calls: int
+    cpu: float  # s
+    film: list[list[np.ndarray]]
+
+
+@lru_cache(maxsize=1)
+def _model(path: str) -> Any:
+    from adlayer.training.checkpoint import load_model
+
+    return load_model(path)
+
+
+def _make(block: _Block) -> _Made:
+    """Generate a block, on one thread: the bits then do not depend on the number of workers."""
+    import torch
+
+    from adlayer.diffusion.generation import generate
+
+    film: list[list[np.ndarray]] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    start = time.process_time()
+    try:
+        made = generate(
+            _model(block.model),
+            block.substrate,
+            formula=block.formula,
+            n=block.last,
+            skip=block.first,
+            block=BLOCK,
+            seed=block.seed,
+            settings=block.sampling,
+            trajectory=film if block.film else None,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return _Made(made.structures, made.n_network_calls, made.n_force_calls, time.process_time() - start, film)
+
+
+def _run_blocks(blocks: list[_Block], workers: int | None) -> Iterator[tuple[_Block, _Made]]:
+    """Each block with what it gave, as they finish; a single block or worker needs no other process."""
+    count = min(len(blocks), default_workers() if workers is None else workers)
+    if count <= 1:
+        yield from ((block, _make(block)) for block in blocks)
+        return
+    with worker_pool(count) as (pool, in_flight):
+        yield from run_jobs(_make, blocks, pool, in_flight)
+
+
 def generate_into(
     database: Database,
     model_path: str,
@@ -230,66 +302,61 @@ def generate_into(
     seed: int = 0,
     sampling: Any = None,
     trajectory: str | None = None,
+    workers: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Generate into a database, block by block; samples that are there already are not made again.
+    """Generate into a database, block by block over worker processes; blocks that are there already are not made again.
 
     Returns the verb's numbers and, under ``structures``, the samples as ``Atoms`` in order.
     """
-    from adlayer.diffusion.generation import Sampling, check_request, generate
+    from adlayer.diffusion.generation import Sampling, check_request
     from adlayer.structures.placement import parse_formula
-    from adlayer.training.checkpoint import load_model, model_hash
+    from adlayer.training.checkpoint import model_hash
 
-    model = load_model(model_path)
-    fingerprint = model_hash(model_path)
     sampling = sampling or Sampling()
-    formula = check_request(model, substrate, formula, n)
+    formula = check_request(_model(model_path), substrate, formula, n, sampling)
+    fingerprint = model_hash(model_path)
     if trajectory is not None:
         check_writable(trajectory)
     tasks = [task_fingerprint(substrate, fingerprint, formula, asdict(sampling), seed, k) for k in range(n)]
     present = {row.get("task") for row in database.select("stage=generated", include_data=False)}
-    n_done = next((k for k, task in enumerate(tasks) if task not in present), n)
-    if trajectory is not None:
-        n_done = 0  # the whole process is wanted
-    skip = n_done - n_done % BLOCK if n_done < n else n
-    samples: list[list[np.ndarray]] | None = None if trajectory is None else []
-
-    def keep(structures: list[Atoms]) -> None:
-        for atoms in structures:
+    blocks = [
+        _Block(model_path, substrate, formula, first, min(first + BLOCK, n), seed, sampling, trajectory is not None)
+        for first in range(0, n, BLOCK)
+        if trajectory is not None or not present.issuperset(tasks[first : first + BLOCK])
+    ]
+    done = n - sum(b.last - b.first for b in blocks)
+    progress(done, n)
+    network_calls = force_calls = 0
+    cpu = 0.0
+    films: dict[int, list[list[np.ndarray]]] = {}
+    for block, made in _run_blocks(blocks, workers):
+        for number, atoms in enumerate(made.structures, start=block.first):
             row = atoms.info.pop("row")
-            task = tasks[row["sample"]]
-            if task not in present:
-                write_row(
-                    database, atoms, {**row, "model": fingerprint, "task": task, "n_steps": 0, "n_force_calls": 0}
-                )
-                present.add(task)
-        progress(row["sample"] + 1, n)
-
-    progress(skip, n)
-    result = generate(
-        model,
-        substrate,
-        formula=formula,
-        n=n,
-        seed=seed,
-        settings=sampling,
-        skip=skip,
-        block=BLOCK,
-        trajectory=samples,
-        on_block=keep,
-    )
-    if trajectory is not None and samples is not None:
+            if tasks[number] not in present:
+                keys = {**row, "model": fingerprint, "task": tasks[number], "n_steps": 0, "n_force_calls": 0}
+                write_row(database, atoms, keys)
+        films[block.first] = made.film
+        network_calls, force_calls, cpu = (
+            network_calls + made.network_calls,
+            force_calls + made.force_calls,
+            cpu + made.cpu,
+        )
+        done += len(made.structures)
+        progress(done, n)
+    if trajectory is not None:
         symbols = [s for s, count in parse_formula(formula).items() for _ in range(count)]
-        write_structures(trajectory, _frames(substrate, symbols, samples))
+        write_structures(trajectory, _frames(substrate, symbols, [f for first in sorted(films) for f in films[first]]))
     wanted = set(tasks)
     rows = {row.get("task"): row for row in database.select("stage=generated") if row.get("task") in wanted}
     return {
         "n": n,
         "formula": formula,
         "model": fingerprint,
-        "n_network_calls": result.n_network_calls,
+        "n_network_calls": network_calls,
         "n_force_calls": 0,
-        "n_learned_force_calls": result.n_force_calls,
+        "n_learned_force_calls": force_calls,
+        "cpu_s": round(cpu, 2),
         "structures": [row_atoms(rows[task]) for task in tasks],
     }
 
@@ -309,16 +376,12 @@ def output_database(output: str) -> tuple[Database, Path | None]:
 def generate_to(
     model: str, substrate: str, output: str, *, trajectory: str | None = None, **arguments: Any
 ) -> dict[str, Any]:
-    """Generate into a structure file or database, see :func:`generate_into`; adds ``cpu_s`` and ``outputs``."""
-    import time
-
-    start = time.process_time()
+    """Generate into a structure file or database, see :func:`generate_into`; adds ``outputs``."""
     database, hidden = output_database(output)
     result = generate_into(database, model, read_substrate(substrate), trajectory=trajectory, **arguments)
     if hidden is not None:
         write_structures(output, result["structures"])
         hidden.unlink()
-    result["cpu_s"] = round(time.process_time() - start, 2)
     result["outputs"] = [output] + ([trajectory] if trajectory else [])
     return result
 
