@@ -36,7 +36,7 @@ def test_reduced_study_stage_by_stage_and_again(tmp_path: Path, adlayer: Run) ->
     status, out, _ = adlayer("run", file, "--until", "train", "--json")
     trained = result_of(out)
     assert status == 0
-    assert trained["search"]["n"] == 5
+    assert trained["search"]["n"] == 4
     assert trained["train"]["n_steps"] == 40
     assert (results / "model.metrics.csv").read_text().startswith("step,seconds,")
     assert (results / "model.loss.png").stat().st_size > 1000

@@ -1,8 +1,8 @@
 """``run``: all stages of a study file, each resumable; and ``demo``, the main job on what ships.
 
-Everything lies in one folder: ``study.db`` (rows of every stage), ``model.safetensors`` with its metrics,
-``ranked.extxyz`` and ``index.html``. A stage looks in there for what is done already, so that a run goes on wherever
-it was stopped.
+Everything lies in one folder: ``study.db`` (rows of every stage), ``random.db`` (random structures to compare with),
+``model.safetensors`` with its metrics, ``ranked.extxyz`` and ``index.html``. A stage looks in there for what is done
+already, so that a run goes on wherever it was stopped.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any, Protocol
 
 from ase import Atoms
 
-from adlayer.config import Study
+from adlayer.config import SearchTable, Study
+from adlayer.energies.search import SearchSummary
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable, connect, write_structures
+from adlayer.structures.placement import expand_range
+from adlayer.structures.store import check_writable, connect, read_structures, write_structures
 from adlayer.study.learning import generate_into, sampling_settings, train
 from adlayer.study.reporting import find_reference, provenance
 
@@ -62,27 +64,40 @@ def _substrate(study: Study, cell: str, window: tuple[float, float] | None = Non
     )
 
 
-def _search(study: Study, reporter: Reporter) -> dict[str, Any]:
+def _search_in(
+    study: Study, reporter: Reporter, database: str, table: SearchTable, window: tuple[float, float] | None = None
+) -> SearchSummary:
+    """One random structure search of the study, into a database of its folder."""
     from adlayer.energies.search import search
-    from adlayer.structures.placement import expand_range
 
-    database = connect(Path(study.directory) / "study.db")
-    jobs = [
-        (s.cell, s.formulas + (expand_range(s.range) if s.range else []), s.n, s.min_distance) for s in study.search
-    ]
-    if study.generate.random:
-        jobs.append((study.generate.cell, [study.generate.formula], study.generate.random, 0.7))
-    n = converged = calls = 0
-    for cell, formulas, count, min_distance in jobs:
-        if not formulas:
-            raise UserError(f"the search in {cell} names no formulas: give formulas or a range")
-        with reporter.progress(f"search {cell}") as progress:
-            summary = search(
-                _substrate(study, cell), formulas, count, database, calculator=study.relax.calculator, seed=study.seed,
-                fmax=study.relax.fmax, max_steps=study.relax.max_steps, min_distance=min_distance, progress=progress,
-            )  # fmt: skip
-        n, converged, calls = n + summary.n, converged + summary.n_converged, calls + summary.n_force_calls
-    return {"n": n, "n_converged": converged, "n_force_calls": calls}
+    formulas = table.formulas + (expand_range(table.range) if table.range else [])
+    if not formulas:
+        raise UserError(f"the search in {table.cell} names no formulas: give formulas or a range")
+    with reporter.progress(f"search {table.cell}") as progress:
+        return search(
+            _substrate(study, table.cell, window), formulas, table.n, connect(Path(study.directory) / database),
+            calculator=study.relax.calculator, seed=study.seed, fmax=study.relax.fmax, max_steps=study.relax.max_steps,
+            min_distance=table.min_distance, progress=progress,
+        )  # fmt: skip
+
+
+def _search(study: Study, reporter: Reporter) -> dict[str, Any]:
+    found = [_search_in(study, reporter, "study.db", table) for table in study.search]
+    return {
+        "n": sum(s.n for s in found),
+        "n_converged": sum(s.n_converged for s in found),
+        "n_force_calls": sum(s.n_force_calls for s in found),
+    }
+
+
+def _random(study: Study, reporter: Reporter) -> list[Atoms]:
+    """Converged random structures to compare with, in a database of their own: the model must not learn from them."""
+    table = study.generate
+    if not table.random:
+        return []
+    job = SearchTable(cell=table.cell, formulas=[table.formula], n=table.random)
+    _search_in(study, reporter, "random.db", job, table.window)
+    return [a for a in read_structures(Path(study.directory) / "random.db") if a.info["row"]["converged"]]
 
 
 def _training_record(study: Study) -> str:
@@ -128,11 +143,10 @@ def _relax(study: Study, reporter: Reporter, structures: list[Atoms]) -> list[At
         )  # fmt: skip
 
 
-def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
+def _judge(study: Study, relaxed: list[Atoms], searched: list[Atoms], model: str) -> dict[str, Any]:
     """Duplicates removed, ranked, matched, and the page."""
     from adlayer.analysis.matching import match, unique
     from adlayer.report.page import write_report
-    from adlayer.structures.store import read_structures
     from adlayer.training.checkpoint import model_hash
 
     directory = Path(study.directory)
@@ -146,16 +160,6 @@ def _judge(study: Study, relaxed: list[Atoms], model: str) -> dict[str, Any]:
     matched = match(relaxed, known, lateral=True) if known is not None else []
     energies = [a.get_potential_energy() for a in relaxed]
     zero = known.get_potential_energy() if known is not None and known.calc is not None else min(energies)
-    composition = sorted(relaxed[0].numbers)
-    searched = (
-        [
-            a
-            for a in read_structures(directory / "study.db", "stage=search")
-            if a.info["row"].get("converged") and sorted(a.numbers) == composition
-        ]
-        if study.search and study.generate.random
-        else []
-    )
     sets = {"generated": relaxed, **({"random search": searched} if searched else {})}
     calls = sum(a.info["row"]["n_force_calls"] for a in relaxed)
     counts = f"{len(converged)} of {n_all} relaxations converged"
@@ -249,13 +253,13 @@ def run(
     if last >= 3:
         relaxed = _relax(study, reporter, structures)
     if last >= 4:
-        result.update(_judge(study, relaxed, model))
+        result.update(_judge(study, relaxed, _random(study, reporter), model))
     return result
 
 
 def demo(directory: str, *, n: int = 24, seed: int = 0, reporter: Reporter | None = None) -> dict[str, Any]:
     """Generate Ag12O6 on Ag(111) p(4x4) with the model that ships, relax, rank, match with the Ag6 model, report."""
-    from adlayer.config import GenerateTable, SearchTable, SurfaceTable
+    from adlayer.config import GenerateTable, SurfaceTable
 
     study = Study(
         title="Ag12O6 on Ag(111) p(4×4)",

@@ -69,6 +69,8 @@ def report(
 
     path = Path(source)
     structures = read_structures(path / "study.db" if path.is_dir() else source)
+    if (path / "random.db").is_file():
+        structures += read_structures(path / "random.db")
 
     def stage(name: str) -> list[Atoms]:
         return [a for a in structures if a.info.get("row", {}).get("stage") == name]
