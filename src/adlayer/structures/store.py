@@ -117,6 +117,18 @@ def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Databa
     return database
 
 
+def output_database(output: str | os.PathLike[str]) -> tuple[Database, Path | None]:
+    """The database that a stage writes to: the output itself, or for a structure file a hidden one beside it.
+
+    The second value is the hidden file, to be removed when the output is complete.
+    """
+    if is_database(output):
+        return connect(output), None
+    check_structure_file(output)
+    hidden = Path(output).with_name(f".{Path(output).name}.db")
+    return connect(hidden), hidden
+
+
 def write_row(database: Database, atoms: Atoms, keys: dict[str, Any], path: Any | None = None) -> int:
     """Write one structure with its keys, info and (optional) relaxation path in one transaction; returns the row id."""
     data: dict[str, Any] = {"info": plain_info(atoms)}

@@ -21,7 +21,7 @@ from adlayer.errors import UserError
 from adlayer.structures.store import (
     check_writable,
     connect,
-    is_database,
+    output_database,
     row_atoms,
     rows_in_order,
     task_fingerprint,
@@ -359,18 +359,6 @@ def generate_into(
         "cpu_s": round(cpu, 2),
         "structures": [row_atoms(rows[task]) for task in tasks],
     }
-
-
-def output_database(output: str) -> tuple[Database, Path | None]:
-    """The database that a stage writes to: the output itself, or for a structure file a hidden one beside it.
-
-    The second value is the hidden file, to be removed when the output is complete.
-    """
-    check_writable(output)
-    if is_database(output):
-        return connect(output), None
-    hidden = Path(output).with_name(f".{Path(output).name}.db")
-    return connect(hidden), hidden
 
 
 def generate_to(

@@ -24,6 +24,7 @@ from adlayer.structures.store import (
     check_structure_file,
     connect,
     is_database,
+    output_database,
     read_structures,
     write_structures,
 )
@@ -208,13 +209,12 @@ def relax(
     }
     if output is None:
         return relax_structures(structures, calculator, **settings)
-    if is_database(output):
-        if isinstance(source, str | os.PathLike) and str(source) == str(output):
-            structures = [atoms for atoms in structures if atoms.info["row"].get("stage") != "relaxed"]
-        return relax_into_database(structures, connect(output), calculator, **settings)
-    check_structure_file(output)
-    sidecar = Path(output).with_name(f".{Path(output).name}.db")
-    relaxed = relax_into_database(structures, connect(sidecar), calculator, **settings)
+    if is_database(output) and isinstance(source, str | os.PathLike) and str(source) == str(output):
+        structures = [atoms for atoms in structures if atoms.info["row"].get("stage") != "relaxed"]
+    database, sidecar = output_database(output)
+    relaxed = relax_into_database(structures, database, calculator, **settings)
+    if sidecar is None:
+        return relaxed
     for atoms in relaxed:
         atoms.info["row"] = {k: v for k, v in atoms.info["row"].items() if k not in ("id", "task")}
     write_structures(output, relaxed)

@@ -74,8 +74,8 @@ def make_kernel(name: str) -> Kernel:
     return kernels[name]()
 
 
-def collate(examples: Sequence[Example], windows: Sequence[tuple[float, float]]) -> Batch:
-    """A batch of examples with their windows (absolute z, Å)."""
+def collate(examples: Sequence[Example | Frame], windows: Sequence[tuple[float, float]]) -> Batch:
+    """A batch of examples or frames with their windows (absolute z, Å)."""
     return Batch(
         numbers=torch.from_numpy(np.concatenate([e.numbers for e in examples])).long(),
         positions=torch.from_numpy(np.concatenate([e.positions for e in examples])).float(),
@@ -88,14 +88,7 @@ def collate(examples: Sequence[Example], windows: Sequence[tuple[float, float]])
 
 def collate_frames(frames: Sequence[Frame]) -> tuple[Batch, Tensor, Tensor]:
     """A batch of frames, energies (B,) in double precision, forces (N, 3)."""
-    batch = Batch(
-        numbers=torch.from_numpy(np.concatenate([f.numbers for f in frames])).long(),
-        positions=torch.from_numpy(np.concatenate([f.positions for f in frames])).float(),
-        mobile=torch.from_numpy(np.concatenate([f.mobile for f in frames])),
-        batch=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor([len(f.numbers) for f in frames])),
-        cell=torch.from_numpy(np.stack([f.cell for f in frames])).float(),
-        window=torch.zeros(len(frames), 2),
-    )
+    batch = collate(frames, [(0.0, 0.0)] * len(frames))  # the force field knows no walls
     energies = torch.tensor([f.energy for f in frames], dtype=torch.float64)
     return batch, energies, torch.from_numpy(np.concatenate([f.forces for f in frames])).float()
 
