@@ -13,12 +13,13 @@ from ase.data import covalent_radii
 from torch import Tensor
 
 from adlayer.network.graph import Batch, to_batch
-from adlayer.network.heads import Denoiser, ForceField
+from adlayer.network.heads import Denoiser, ForceField, lifted
 from adlayer.network.neighbours import Edges, neighbours
+from adlayer.structures.substrate import build_substrate
 
 Slab = Callable[..., Atoms]
 NAN = float("nan")
-SIZE = {"features": 16, "interactions": 2, "n_radial": 8, "cutoff": 5.0}
+SIZE = {"features": 16, "interactions": 2, "n_radial": 8, "cutoff": 5.0, "lift": 1.1}
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_edges_beyond_the_cutoff_change_nothing(denoiser: Denoiser, force_field:
 def test_the_denoiser_does_not_see_the_inside_of_the_substrate(denoiser: Denoiser, slab: Slab) -> None:
     """Its edges are all edges without those between two substrate atoms, and these would change its answer."""
     batch = to_batch([slab(0)], torch.float64)
-    every, used = neighbours(batch, 5.0), denoiser.edges(batch)
+    every, used = neighbours(lifted(batch, 1.1), 5.0), denoiser.edges(batch)
     touching = every.keep(batch.mobile[every.receiver] | batch.mobile[every.sender])
     for name in ("receiver", "sender", "shift"):
         assert torch.equal(getattr(used, name), getattr(touching, name))
@@ -220,3 +221,39 @@ def test_single_precision_agrees_with_double(denoiser: Denoiser, force_field: Fo
     low_energy, low_forces = force_field.float()(single)
     for a, b in ((score, low), (energy, low_energy), (forces, low_forces)):
         assert (a - b.double()).abs().max() < 1e-4 * a.abs().max()
+
+
+def test_lift_raises_deeper_layers_alone(slab: Slab) -> None:
+    batch = to_batch([slab(2)], torch.float64)
+    rise = lifted(batch, 1.1).positions - batch.positions
+    np.testing.assert_allclose(rise[:, 2], [1.1, 1.1, 0, 0, 0, 0, 0, 0, 0], atol=1e-12)
+    assert not rise[:, :2].any()
+
+
+def test_lift_tells_hollows_apart() -> None:
+    """Oxygen above an fcc and an hcp hollow of Ag(111): energies of a random network differ nine times as much."""
+    bare = build_substrate("Ag(111)", "p(2x2)", layers=2, lattice=4.167, window=(1.0, 4.0))
+    first, second = (bare.positions[bare.get_tags() == tag] for tag in (1, 2))
+    hcp = second[0, :2]
+    fcc = 2.0 * first[0, :2] - hcp
+    gaps = [np.sort(np.linalg.norm(_images(bare, site), axis=1))[:3] for site in (hcp, fcc)]
+    np.testing.assert_allclose(gaps, 4.167 / np.sqrt(6.0), atol=1e-6)  # both are hollows of the first layer
+    batches = [
+        to_batch([bare + Atoms("O", [[*site, first[0, 2] + 1.3]], tags=[0])], torch.float64) for site in (hcp, fcc)
+    ]
+
+    def difference(lift: float) -> float:
+        torch.manual_seed(4)
+        network = ForceField([47, 8], **{**SIZE, "lift": lift}).double().eval()
+        return abs(float(network(batches[0])[0] - network(batches[1])[0]))
+
+    assert difference(1.4) > 5.0 * difference(0.0) > 0.0
+
+
+def _images(bare: Atoms, site: np.ndarray) -> np.ndarray:
+    """Lateral vectors (n, 2) from a site to the atoms of the first layer, images next door included."""
+    cell = bare.cell.array[:2, :2]
+    steps = np.array([[m, n] for m in (-1, 0, 1) for n in (-1, 0, 1)]) @ cell
+    at = bare.positions[bare.get_tags() == 1, :2]
+    vectors: np.ndarray = (at[:, None] + steps - site).reshape(-1, 2)
+    return vectors

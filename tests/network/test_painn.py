@@ -64,7 +64,7 @@ def _inputs(stored: dict[str, np.ndarray]) -> tuple[Batch, Edges]:
     batch = Batch(
         numbers=torch.from_numpy(stored["numbers"]).long(),
         positions=torch.from_numpy(stored["positions"]),
-        mobile=torch.ones(n, dtype=torch.bool),
+        tags=torch.zeros(n, dtype=torch.long),
         batch=torch.zeros(n, dtype=torch.long),
         cell=torch.from_numpy(stored["cell"])[None],
         window=torch.zeros(1, 2, dtype=torch.float64),

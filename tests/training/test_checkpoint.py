@@ -71,7 +71,7 @@ def test_round_trip_is_exact(model: Model, saved: Path, made_up: Any) -> None:
     assert replace(loaded.card, training={}) == replace(model.card, training={})
     assert json.loads(json.dumps(model.card.training)) == loaded.card.training
     assert loaded.force_field.baseline.dtype == torch.float64
-    assert read_header(saved)["format"] == 1
+    assert read_header(saved)["format"] == 2
 
 
 def test_the_fingerprint_is_that_of_the_content(model: Model, saved: Path, tmp_path: Path) -> None:
@@ -126,8 +126,19 @@ def _with_header(saved: Path, change: dict[str, Any], tensors: dict[str, torch.T
 
 
 def test_newer_format(saved: Path) -> None:
-    _with_header(saved, {"format": 2})
-    _refused(saved, "has format 2, newer than this version's 1: update adlayer")
+    _with_header(saved, {"format": 3})
+    _refused(saved, "has format 3, newer than this version's 2: update adlayer")
+
+
+def test_format_1_knew_no_lift(dataset: Dataset, tiny: Architecture, tmp_path: Path, made_up: Any) -> None:
+    path = tmp_path / "old.safetensors"
+    old = make_model(dataset, replace(tiny, lift=0.0), Settings(steps=1)).eval()
+    save_model(path, old)
+    card = old.card.plain()
+    del card["architecture"]["lift"]
+    _with_header(path, {"format": 1, "card": card})
+    for a, b in zip(_outputs(old, made_up.substrate), _outputs(load_model(path), made_up.substrate), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("card", [None, {}, {"elements": ["Ag"], "kernel": "exact", "sigma_min": 0.02, "colour": 1}])
@@ -183,7 +194,9 @@ def test_state_round_trip(model: Model, tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     sum(p.sum() for p in model.parameters()).backward()
     optimizer.step()
-    state = TrainingState(3, 1.5, model.state_dict(), model.state_dict(), optimizer.state_dict(), "{}")
+    state = TrainingState(
+        3, 1.5, model.state_dict(), model.state_dict(), {}, {"score_loss": 1.0}, optimizer.state_dict(), "{}"
+    )
     save_state(path, state)
     back = load_state(path)
     assert (back.step, back.elapsed, back.settings) == (3, 1.5, "{}")
@@ -196,7 +209,7 @@ def test_state_missing_or_truncated(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.state"
     with pytest.raises(UserError, match=r"there is no training state .* to resume: start without --resume"):
         load_state(path)
-    save_state(path, TrainingState(0, 0.0, model.state_dict(), {}, {}, "{}"))
+    save_state(path, TrainingState(0, 0.0, model.state_dict(), {}, {}, {}, {}, "{}"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is damaged: remove it"):
         load_state(path)

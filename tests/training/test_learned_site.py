@@ -15,10 +15,10 @@ from adlayer.training.trainer import Settings, train
 
 def _dataset(atoms: Atoms) -> Dataset:
     tags = atoms.get_tags()
-    cell, mobile = atoms.cell.array[:2, :2], tags == 0
+    cell = atoms.cell.array[:2, :2]
     top = float(atoms.positions[tags == 1, 2].mean())
-    frame = Frame(atoms.numbers, atoms.positions, mobile, cell, 0.0, np.zeros((len(atoms), 3)))
-    example = Example(atoms.numbers, atoms.positions, mobile, cell, top, energy_above=0.0)
+    frame = Frame(atoms.numbers, atoms.positions, tags, cell, 0.0, np.zeros((len(atoms), 3)))
+    example = Example(atoms.numbers, atoms.positions, tags, cell, top, energy_above=0.0)
     return Dataset([example], [], [frame], [], {"name": "none"}, {"O": 1}, "p2x2-O")
 
 

@@ -21,10 +21,15 @@ class Batch:
 
     numbers: Tensor  # (N,) atomic numbers
     positions: Tensor  # (N, 3) Å
-    mobile: Tensor  # (N,) bool: overlayer atoms (tag 0), the ones that diffuse
+    tags: Tensor  # (N,) 0 for the overlayer, 1, 2, … for the substrate's layers from the top
     batch: Tensor  # (N,) structure of each atom, ascending
     cell: Tensor  # (B, 2, 2) in-plane lattice vectors as rows, Å
     window: Tensor  # (B, 2) confinement z_lo, z_hi, Å
+
+    @property
+    def mobile(self) -> Tensor:
+        """(N,) bool: overlayer atoms, the ones that diffuse."""
+        return self.tags == 0
 
     @property
     def n_structures(self) -> int:
@@ -46,7 +51,7 @@ def to_batch(structures: Sequence[Atoms], dtype: torch.dtype = torch.float32) ->
     return Batch(
         numbers=torch.from_numpy(np.concatenate([a.numbers for a in structures])).long(),
         positions=torch.from_numpy(np.concatenate([a.positions for a in structures])).to(dtype),
-        mobile=torch.from_numpy(np.concatenate([a.get_tags() == 0 for a in structures])),
+        tags=torch.from_numpy(np.concatenate([a.get_tags() for a in structures])).long(),
         batch=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
         cell=torch.from_numpy(np.stack([a.cell.array[:2, :2] for a in structures])).to(dtype),
         window=torch.tensor([a.info["confinement"] for a in structures], dtype=dtype),

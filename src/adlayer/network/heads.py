@@ -10,6 +10,11 @@ Symmetric under in-plane rotations, reflections and translations and permutation
 negative gradient, or, in its faster form, a vector read-out. ``E_core = ½ Σ_ij A (1 − d_ij/d⁰_ij)²`` over pairs closer
 than ``d⁰ = 0.7`` times the sum of covalent radii, nearer than any data: there a learned energy alone may have holes
 into which atoms fall.
+
+**Lift.** Hollow sites of one kind differ from those of another by the second substrate layer alone, which lies where
+the cutoff function has almost faded. Both networks therefore see substrate layers below the first raised by ``lift`` Å
+for each layer in between, and know their atoms apart from those of the first. A constant shift of each atom changes
+no derivative and no symmetry. 0 switches it off, as published.
 """
 
 from __future__ import annotations
@@ -45,6 +50,14 @@ class Species(nn.Module):
         return self.table[numbers]
 
 
+def lifted(batch: Batch, lift: float) -> Batch:
+    """The batch as the networks see it: layer ``k`` of the substrate raised by ``(k − 1)·lift`` Å."""
+    if not lift:
+        return batch
+    rise = lift * (batch.tags - 1).clamp(min=0).to(batch.positions.dtype)  # (N,)
+    return batch.with_positions(batch.positions + torch.nn.functional.pad(rise[:, None], (2, 0)))
+
+
 class VectorReadOut(nn.Module):
     """Equivariant vector of each atom: ``Σ_f γ_f(s) (V v)_f``, (N, F) and (N, 3, F) → (N, 3)."""
 
@@ -70,6 +83,8 @@ class Denoiser(nn.Module):
         Size of the PaiNN.
     n_conditions
         Number of scalar conditions of a structure (energy above the minimum, …); NaN stands for "not given".
+    lift
+        By how much deeper layers are seen raised, Å a layer; see the module's docstring.
     """
 
     frequencies: Tensor
@@ -85,11 +100,13 @@ class Denoiser(nn.Module):
         cutoff: float = 6.0,
         n_conditions: int = 0,
         n_frequencies: int = 16,
+        lift: float = 0.0,
     ) -> None:
         super().__init__()
-        self.cutoff = cutoff
+        self.cutoff, self.lift = cutoff, lift
+        self.n_kinds = 3 if lift else 2  # substrate, overlayer, deeper substrate
         self.species = Species(elements)
-        self.embedding = nn.Embedding(2 * len(elements), features)  # mobile and substrate atoms apart
+        self.embedding = nn.Embedding(self.n_kinds * len(elements), features)
         self.walls = nn.Linear(2 * _WALL_FEATURES + 2, features)
         self.normal = nn.Linear(features, features, bias=False)
         self.register_buffer("frequencies", torch.linspace(0.1, 3.0, n_frequencies), persistent=False)
@@ -103,7 +120,7 @@ class Denoiser(nn.Module):
 
     def edges(self, batch: Batch, skin: float = 0.0) -> Edges:
         """The edges that the denoiser uses: all pairs but those within the rigid substrate."""
-        return neighbours(batch, self.cutoff + skin, among_substrate=False)
+        return neighbours(lifted(batch, self.lift), self.cutoff + skin, among_substrate=False)
 
     def _condition(self, sigma: Tensor, conditions: Tensor) -> Tensor:
         """Noise level (B,) in Å and conditions (B, K), NaN where not given → (B, F)."""
@@ -142,13 +159,13 @@ class Denoiser(nn.Module):
             (M, 3) for the M overlayer atoms, in the order of the batch.
         """
         edges = self.edges(batch) if edges is None else edges
-        s = self.embedding(2 * self.species(batch.numbers) + batch.mobile.long()) + self.walls(
-            self._walls(batch, sigma)
-        )
+        kind = batch.mobile.long() if not self.lift else batch.mobile.long() + 2 * (batch.tags > 1)
+        s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
         v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
         v[:, 2] = self.normal(s)
         condition = self._condition(sigma, conditions)[batch.batch]  # (N, F)
-        s, v = self.painn(s, v, edges, edges.vectors(batch), condition, read_out=batch.mobile)
+        vectors = edges.vectors(lifted(batch, self.lift))
+        s, v = self.painn(s, v, edges, vectors, condition, read_out=batch.mobile)
         return self.read_out(s[batch.mobile], v[batch.mobile])
 
 
@@ -157,7 +174,7 @@ class ForceField(nn.Module):
 
     Parameters
     ----------
-    elements, features, interactions, n_radial, cutoff
+    elements, features, interactions, n_radial, cutoff, lift
         As for :class:`Denoiser`.
     direct
         Read forces out of the vectors, do not differentiate the energy: three times faster, not conservative.
@@ -176,11 +193,13 @@ class ForceField(nn.Module):
         n_radial: int = 20,
         cutoff: float = 5.0,
         direct: bool = False,
+        lift: float = 0.0,
     ) -> None:
         super().__init__()
-        self.cutoff, self.direct = cutoff, direct
+        self.cutoff, self.direct, self.lift = cutoff, direct, lift
+        self.n_kinds = 2 if lift else 1  # overlayer and first layer alike, deeper substrate
         self.species = Species(elements)
-        self.embedding = nn.Embedding(len(elements), features)
+        self.embedding = nn.Embedding(self.n_kinds * len(elements), features)
         self.painn = PaiNN(features, interactions, n_radial, cutoff)
         self.energy = nn.Sequential(nn.Linear(features, features // 2), nn.SiLU(), nn.Linear(features // 2, 1))
         self.force = VectorReadOut(features) if direct else None
@@ -191,7 +210,7 @@ class ForceField(nn.Module):
 
     def edges(self, batch: Batch, skin: float = 0.0) -> Edges:
         """All pairs within the cutoff (plus ``skin``)."""
-        return neighbours(batch, self.cutoff + skin)
+        return neighbours(lifted(batch, self.lift), self.cutoff + skin)
 
     def forward(self, batch: Batch, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
         """Interaction energies without the baseline (B,), eV, and forces on all atoms (N, 3), eV/Å.
@@ -202,11 +221,11 @@ class ForceField(nn.Module):
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
             batch = batch.with_positions(positions)
-            species = self.species(batch.numbers)
-            s = self.embedding(species)
+            deeper = (batch.tags > 1).long() if self.lift else 0
+            s = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
             v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
-            vectors = edges.vectors(batch)
-            core = self._core(batch, edges, vectors)  # (N,)
+            core = self._core(batch, edges, edges.vectors(batch))  # (N,)
+            vectors = edges.vectors(lifted(batch, self.lift))
             s, v = self.painn(s, v, edges, vectors.detach() if self.direct else vectors)
             per_atom = self.energy(s)[:, 0] * self.scale + core
             energy = torch.zeros(batch.n_structures, dtype=s.dtype).index_add(0, batch.batch, per_atom)

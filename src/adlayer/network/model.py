@@ -19,7 +19,7 @@ from adlayer.network.heads import Denoiser, ForceField
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of both networks; cutoffs in Å. The published denoiser has 4 interactions."""
+    """Sizes of both networks; cutoffs and ``lift`` in Å. Published: 4 interactions, no lift."""
 
     features: int = 64
     interactions: int = 3
@@ -30,6 +30,7 @@ class Architecture:
     force_n_radial: int = 20
     force_cutoff: float = 5.0
     direct_forces: bool = False
+    lift: float = 1.4
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Model(torch.nn.Module):
             n_radial=size.n_radial,
             cutoff=size.cutoff,
             n_conditions=card.n_conditions,
+            lift=size.lift,
         )
         self.force_field = ForceField(
             card.numbers,
@@ -90,6 +92,7 @@ class Model(torch.nn.Module):
             n_radial=size.force_n_radial,
             cutoff=size.force_cutoff,
             direct=size.direct_forces,
+            lift=size.lift,
         )
 
 

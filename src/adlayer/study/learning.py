@@ -100,8 +100,8 @@ def train(
 ) -> dict[str, Any]:
     """Train denoiser and force field on a database; writes the model, ``STEM.metrics.csv`` and ``STEM.loss.png``.
 
-    Arguments as for the verb ``train``; ``every`` is the time between validations in seconds. A training interrupted
-    at any moment goes on with ``resume`` from its last validation.
+    Arguments as for the verb ``train``; ``every`` is the time between saved states in seconds. A training interrupted
+    at any moment goes on with ``resume`` from the last of them.
 
     Raises
     ------
@@ -114,7 +114,6 @@ def train(
     from adlayer.report.figures import loss_curve
     from adlayer.training import trainer
     from adlayer.training.checkpoint import (
-        TrainingState,
         load_state,
         model_hash,
         save_model,
@@ -149,10 +148,9 @@ def train(
             )
     metrics = _read_metrics(metrics_path, state.step) if state is not None else []
 
-    def keep(model: Model, report: Report, snapshot: TrainingState) -> None:
+    def keep(model: Model, report: Report) -> None:
         metrics.append({f.name: round(float(getattr(report, f.name)), 6) for f in fields(report)})
         save_model(target, model)
-        save_state(saved, snapshot)
         partial = metrics_path.with_name(f".{os.getpid()}.{metrics_path.name}")
         partial.write_text(_metrics_text(metrics))
         os.replace(partial, metrics_path)
@@ -165,8 +163,9 @@ def train(
     torch.set_num_threads(1)  # the two networks have a thread each
     try:
         model = trainer.train(
-            dataset, Architecture(), settings, state=state, every=every, on_report=keep, progress=progress
-        )
+            dataset, Architecture(), settings, state=state, every=every, on_report=keep,
+            on_state=lambda state: save_state(saved, state), progress=progress,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     loss_curve(metrics).savefig(curve_path, dpi=150)

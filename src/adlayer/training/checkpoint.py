@@ -23,7 +23,7 @@ from adlayer.errors import UserError
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.structures.store import check_writable
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -84,6 +84,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     header = read_header(path)
     try:
         fields = dict(header["card"])
+        if header["format"] < 2:
+            fields["architecture"] = {**fields["architecture"], "lift": 0.0}  # did not exist
         fields["architecture"] = Architecture(**fields["architecture"])
         fields["elements"], fields["heights"] = tuple(fields["elements"]), tuple(fields["heights"])
         model = Model(Card(**fields))
@@ -115,6 +117,8 @@ class TrainingState:
     elapsed: float  # s
     weights: dict[str, torch.Tensor]
     average: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]  # averaged weights, of each network where it was validated best
+    best_scores: dict[str, float]
     optimizer: dict[str, Any]
     settings: str  # JSON: a state goes on only under the settings that it was made with
 

@@ -32,7 +32,7 @@ class Example:
 
     numbers: np.ndarray  # (n,)
     positions: np.ndarray  # (n, 3) Å, overlayer as relaxed, substrate bare
-    mobile: np.ndarray  # (n,) bool
+    tags: np.ndarray  # (n,) 0 for the overlayer, 1, 2, … for the substrate's layers from the top
     cell: np.ndarray  # (2, 2) Å
     top: float  # Å, height of the top layer
     energy_above: float  # eV per overlayer atom above the lowest of the same composition
@@ -46,9 +46,15 @@ class Example:
             self,
             numbers=np.tile(self.numbers, n * m),
             positions=positions,
-            mobile=np.tile(self.mobile, n * m),
+            tags=np.tile(self.tags, n * m),
             cell=self.cell * np.array([[n], [m]]),
         )
+
+    @property
+    def mobile(self) -> np.ndarray:
+        """(n,) bool: overlayer atoms."""
+        mask: np.ndarray = self.tags == 0
+        return mask
 
     @property
     def heights(self) -> np.ndarray:
@@ -62,7 +68,7 @@ class Frame:
 
     numbers: np.ndarray  # (n,)
     positions: np.ndarray  # (n, 3) Å
-    mobile: np.ndarray  # (n,) bool
+    tags: np.ndarray  # (n,) 0 for the overlayer, 1, 2, … for the substrate's layers from the top
     cell: np.ndarray  # (2, 2) Å
     energy: float  # eV, total
     forces: np.ndarray  # (n, 3) eV/Å
@@ -205,7 +211,7 @@ def build_dataset(rows: Iterable[Row], selection: Selection, *, validation: floa
         cell = np.asarray(row.cell)[:2, :2]
         usable = np.abs(forces).max(axis=(1, 2)) < selection.force_limit
         row_frames = [
-            Frame(row.numbers, x.astype(float), mobile, cell, float(e), f)
+            Frame(row.numbers, x.astype(float), row.tags, cell, float(e), f)
             for x, e, f, good in zip(positions, energies, forces, usable, strict=True)
             if good
         ]
@@ -213,7 +219,7 @@ def build_dataset(rows: Iterable[Row], selection: Selection, *, validation: floa
         if shift.max(initial=0.0) <= selection.substrate_shift:
             bare = np.where(mobile[:, None], positions[-1], positions[0]).astype(float)
             top = float(positions[0][row.tags == 1, 2].mean())
-            example = Example(row.numbers, bare, mobile, cell, top, above / int(mobile.sum()))
+            example = Example(row.numbers, bare, row.tags, cell, top, above / int(mobile.sum()))
             compositions[row.overlayer] = compositions.get(row.overlayer, 0) + 1
             n_examples += 1
         entries.append((example, row_frames))

@@ -31,6 +31,10 @@ class LearnedCalculator(Calculator):
         unknown = set(self.atoms.get_chemical_symbols()) - set(self.model.card.elements)
         if unknown:
             raise UserError(f"the model does not know {', '.join(sorted(unknown))}: use another calculator")
+        if self.model.force_field.lift and not self.atoms.get_tags().any():
+            raise UserError(
+                "the structure has no tags: mark the overlayer 0 and the substrate's layers 1, 2, … from the top"
+            )
         work = self.atoms.copy()
         work.info = {"confinement": [0.0, 1.0]}  # the force field knows no walls
         batch = to_batch([work])

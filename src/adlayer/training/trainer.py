@@ -7,6 +7,9 @@ average.
 - Denoiser: score matching over all noise levels (:mod:`adlayer.diffusion.objective`), structures repeated in the
   plane, windows drawn at random around the data (the network shall know any wall), conditions dropped at random.
 - Force field: Huber loss of energy per atom (unit 5 meV) and of force components (unit 0.1 eV/Å).
+
+On few structures the denoiser overfits while the force field still learns: each network is kept as it was at its own
+best validation.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ class Settings:
     learning_rate: float = 1e-3
     warmup: int = 100
     average: float = 0.999
+    weight_decay: float = 1e-2
+    validate_every: int = 250  # steps
     repeats: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 1), (1, 2))
     drop_conditions: float = 0.3
     sigma_min: float = 0.02  # Å
@@ -79,7 +84,7 @@ def collate(examples: Sequence[Example | Frame], windows: Sequence[tuple[float, 
     return Batch(
         numbers=torch.from_numpy(np.concatenate([e.numbers for e in examples])).long(),
         positions=torch.from_numpy(np.concatenate([e.positions for e in examples])).float(),
-        mobile=torch.from_numpy(np.concatenate([e.mobile for e in examples])),
+        tags=torch.from_numpy(np.concatenate([e.tags for e in examples])).long(),
         batch=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(e.numbers) for e in examples])),
         cell=torch.from_numpy(np.stack([e.cell for e in examples])).float(),
         window=torch.tensor(windows, dtype=torch.float32),
@@ -217,7 +222,8 @@ def train(
     *,
     state: TrainingState | None = None,
     every: float = 60.0,
-    on_report: Callable[[Model, Report, TrainingState], None] = lambda model, report, state: None,
+    on_report: Callable[[Model, Report], None] = lambda model, report: None,
+    on_state: Callable[[TrainingState], None] = lambda state: None,
     progress: Callable[[int, float, float], None] = lambda step, fraction, loss: None,
 ) -> Model:
     """Train a model.
@@ -229,24 +235,29 @@ def train(
     state
         Of an interrupted training of the same settings, to go on from.
     every
-        Seconds between validations.
+        Seconds between states, beside the one after each validation.
     on_report
-        Called after each validation with the averaged model, the metrics and the state: the place to save them.
+        Called after each validation with the best model so far and the metrics: the place to save them.
+    on_state
+        Called with what the training can go on from, at the end too.
     progress
         Called after each step with its number, the fraction done and the loss.
 
     Returns
     -------
     Model
-        With averaged weights.
+        With averaged weights, of each network where it was validated best.
     """
     model = make_model(dataset, architecture, settings)
     average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=1e-5)
+    best, best_scores = copy.deepcopy(average), dict[str, float]()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     step, before = 0, 0.0
     if state is not None:
         model.load_state_dict(state.weights)
         average.load_state_dict(state.average)
+        best.load_state_dict(state.best)
+        best_scores = dict(state.best_scores)
         optimizer.load_state_dict(state.optimizer)
         step, before = state.step, state.elapsed
     validation = Validation(dataset, model.card, settings)
@@ -260,27 +271,27 @@ def train(
         over_steps = settings.steps is not None and step >= settings.steps
         return over_steps or (settings.seconds is not None and before + time.monotonic() - start >= settings.seconds)
 
+    def snapshot() -> TrainingState:
+        weights = (model.state_dict(), average.state_dict(), best.state_dict(), best_scores, optimizer.state_dict())
+        return TrainingState(step, before + time.monotonic() - start, *weights, state_key(settings, dataset))
+
     while True:
         done = finished()
-        if (done or time.monotonic() - last > every) and (count or state is None):
+        if count and (done or step % settings.validate_every == 0):
             elapsed = before + time.monotonic() - start
             scores = validation(average)
-            losses = sums / max(count, 1)
+            losses = sums / count
             report = Report(step, elapsed, optimizer.param_groups[0]["lr"], float(losses[0]), float(losses[1]), *scores)
-            names = ("score_loss", "energy_mae", "force_mae")
-            average.card = replace(model.card, n_steps=step, validation=dict(zip(names, scores, strict=True)))
-            snapshot = TrainingState(
-                step,
-                elapsed,
-                model.state_dict(),
-                average.state_dict(),
-                optimizer.state_dict(),
-                state_key(settings, dataset),
-            )
-            on_report(average, report, snapshot)
-            last, sums, count = time.monotonic(), np.zeros(2), 0
+            best_scores = _keep_best(best, best_scores, average, report)
+            best.card = replace(model.card, n_steps=step, validation=best_scores)
+            sums, count = np.zeros(2), 0
+            on_report(best, report)
+        if done or count == 0 or time.monotonic() - last > every:
+            on_state(snapshot())
+            last = time.monotonic()
         if done:
-            return average
+            helper.shutdown()
+            return best
         for group in optimizer.param_groups:
             group["lr"] = _rate(settings, step, before + time.monotonic() - start)
         sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper)
@@ -290,6 +301,24 @@ def train(
             step / settings.steps if settings.steps else 0.0, elapsed / settings.seconds if settings.seconds else 0.0
         )
         progress(step, min(1.0, fraction), float(sums[0] / count))
+
+
+def _keep_best(best: Model, scores: dict[str, float], average: Model, report: Report) -> dict[str, float]:
+    """Take over each network of ``average`` that is validated better than the one kept; returns the kept scores.
+
+    The force field's score is its errors in their units; what cannot be validated is taken over.
+    """
+    scores = dict(scores)
+    if not report.validation_score >= scores.get("score_loss", math.inf):
+        best.denoiser.load_state_dict(average.denoiser.state_dict())
+        scores |= {"score_loss": report.validation_score, "score_step": report.step}
+    error = report.validation_energy / ENERGY_UNIT + report.validation_force / FORCE_UNIT
+    kept = scores.get("energy_mae", math.inf) / ENERGY_UNIT + scores.get("force_mae", math.inf) / FORCE_UNIT
+    if not error >= kept:
+        best.force_field.load_state_dict(average.force_field.state_dict())
+        scores |= {"energy_mae": report.validation_energy, "force_mae": report.validation_force}
+        scores["force_field_step"] = report.step
+    return scores
 
 
 def state_key(settings: Settings, dataset: Dataset) -> str:
