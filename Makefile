@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test lint bench clean
 
 venv: .venv/.installed
 
@@ -25,6 +25,12 @@ lint: .venv/.linters
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: venv
+	benchmarks/peers.sh
+	status=0; for part in speed structure relaxation scaling demo_parts profile_sampling figure; do \
+		$(BIN)/python benchmarks/$$part.py || status=1; \
+	done; exit $$status
 
 clean:
 	rm -rf .venv build dist demo

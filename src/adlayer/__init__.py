@@ -15,14 +15,20 @@ from typing import Any
 __version__ = "0.1.0"
 _VERBS = (
     "calculators",
+    "cells",
+    "classify",
     "compare",
     "demo",
     "generate",
+    "leed",
     "match",
+    "phases",
+    "picture",
     "relax",
     "report",
     "run",
     "search",
+    "stm",
     "substrate",
     "train",
 )

@@ -5,7 +5,18 @@ Exit status: 0 done; 2 the user's mistake, one sentence on stderr; 130 interrupt
 
 from __future__ import annotations
 
-from adlayer.cli import energies, judging, learning, structures
+from adlayer.cli import classifying, energies, imaging, judging, learning, phases, structures, superstructures
 from adlayer.cli.verbs import app, main
 
-__all__ = ["app", "energies", "judging", "learning", "main", "structures"]
+__all__ = [
+    "app",
+    "classifying",
+    "energies",
+    "imaging",
+    "judging",
+    "learning",
+    "main",
+    "phases",
+    "structures",
+    "superstructures",
+]

@@ -124,11 +124,19 @@ def report(
         str | None, typer.Option(help="Known structure: file, or name of a reference of the package.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    phases: Annotated[
+        bool, typer.Option("--phases/--no-phases", help="Compute a phase diagram where there are several phases.")
+    ] = True,
 ) -> dict[str, Any]:
-    """Write the page of a study: one HTML file that opens offline."""
+    """Write the page of a study: a folder that opens offline.
+
+    Structures in three dimensions linked to a map and a sortable table, with symmetries, duplicates, tunnelling
+    images, diffraction patterns, and what was compared. A phase diagram needs the calculator of the energies.
+    """
     from adlayer import study
 
-    result = study.report(source, output, reference_name=reference, title=title)
+    with session.progress("analyse") as progress:
+        result = study.report(source, output, reference_name=reference, title=title, phases=phases, progress=progress)
     for path in result.pop("outputs"):
         session.wrote(path)
     session.say(f"{result['report']}: {result['n']} structures")

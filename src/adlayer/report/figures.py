@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Polygon
 from numpy.typing import ArrayLike
@@ -30,11 +31,12 @@ from adlayer.errors import UserError
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _INK = "#1f2933"
 _MUTED = "#6b7684"
-_SUBSTRATE = ("#b9c0c9", "#d3d8de", "#e6e9ed", "#f1f3f5")  # from the top layer down
+_SUBSTRATE = ("#a7b0bb", "#c8ced6", "#e1e5ea", "#f2f4f6")  # from the top layer down
 _NONMETALS = {"O": "#D55E00", "H": "#f5f5f5", "C": "#3b3f46", "N": "#7a5cc2", "S": "#E3C800", "Cl": "#009E73"}
 _METALS = ("#1f77b4", "#009E73", "#CC79A7", "#56B4E9")
 _LEAST_WIDTH = 12.0  # Å shown of a structure
 _SCALE = 0.92  # drawn radius over covalent radius
+_HIGHLIGHT = ((0.80, 0.08, 0.07), (0.60, 0.16, 0.09), (0.42, 0.23, 0.12), (0.24, 0.30, 0.18))  # radius, shift, strength
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -43,8 +45,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _plain_axes(figure: Figure, xlabel: str, ylabel: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
-    axes = figure.add_subplot(*place)
+def _plain_axes(
+    figure: Figure, xlabel: str, ylabel: str, place: tuple[int, int, int] | SubplotSpec = (1, 1, 1)
+) -> Axes:
+    axes = figure.add_subplot(*place) if isinstance(place, tuple) else figure.add_subplot(place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9aa5b1")
     axes.tick_params(colors=_MUTED, labelsize=9, length=3)
@@ -108,7 +112,7 @@ def _discs(axes: Axes, centres: np.ndarray, radii: np.ndarray, colours: np.ndarr
         patches.append(Circle(tuple(centre), radius))
         faces.append((*colour, 1.0))
         lines.append((*edge, 1.0))
-        for size, shift, alpha in ((0.62, 0.16, 0.16), (0.34, 0.27, 0.22)):
+        for size, shift, alpha in _HIGHLIGHT:
             patches.append(Circle((centre[0] - shift * radius, centre[1] + shift * radius), size * radius))
             faces.append((1.0, 1.0, 1.0, alpha))
             lines.append((1.0, 1.0, 1.0, 0.0))
@@ -126,8 +130,8 @@ def _draw_top(axes: Axes, atoms: Atoms, margin: float) -> None:
     fractional = points[:, :2] @ np.linalg.inv(cell)
     slack = 0.2 / np.linalg.norm(cell, axis=1)  # atoms on the outline belong to the cell
     outside = ((fractional < -slack) | (fractional > 1 + slack)).any(axis=1)
-    colours = _towards_white(_base_colours(atoms)[index], 0.5 * outside)
-    edges = _towards_white(0.45 * _base_colours(atoms)[index], 0.55 * outside)
+    colours = _towards_white(_base_colours(atoms)[index], 0.4 * outside)
+    edges = _towards_white(0.45 * _base_colours(atoms)[index], 0.5 * outside)
     _discs(axes, points[:, :2], radii[index], colours, edges)
     axes.add_patch(Polygon(outline, closed=True, fill=False, edgecolor="white", linewidth=3.0, joinstyle="round"))
     axes.add_patch(Polygon(outline, closed=True, fill=False, edgecolor=_INK, linewidth=1.3, joinstyle="round"))
@@ -144,8 +148,8 @@ def _draw_side(axes: Axes, atoms: Atoms, margin: float) -> None:
     order = np.argsort(-points[:, 1], kind="stable")
     index, points = index[order], points[order]
     depth = (points[:, 1] - front) / (back - front)
-    colours = _towards_white(_base_colours(atoms)[index], 0.55 * depth)
-    edges = _towards_white(0.45 * _base_colours(atoms)[index], 0.65 * depth)
+    colours = _towards_white(_base_colours(atoms)[index], 0.45 * depth)
+    edges = _towards_white(0.45 * _base_colours(atoms)[index], 0.55 * depth)
     _discs(axes, points[:, [0, 2]], radii[index], colours, edges)
     heights = atoms.positions[:, 2]
     axes.set(xlim=(left, right), ylim=(heights.min() - radii.max() - 0.2, heights.max() + radii.max() + 0.2))

@@ -1,211 +1,83 @@
-"""The report: one HTML file with everything in it.
+"""The report: a folder that opens offline, and can be moved or sent as it is.
 
-Energies are given above a zero level for each composition: the reference's energy if it has the same formula (and an
-energy from the same calculator, which is the caller's to see to), else the lowest of all structures shown. The first
-group is the one reported on; the others stand beside it for comparison.
+========================  ==========================================================================================
+``index.html``            the page: numbers, best structures, explorer, table, figures, provenance
+``page/data.js``          the structures and properties that the explorer shows (:mod:`adlayer.report.explorer`)
+``page/chemiscope.min.js``  the explorer itself, with ``LICENSES.txt``
+``page/pictures/``        pictures of the lowest structures, and figures
+``page/structures/``      every unique structure as extended XYZ
+========================  ==========================================================================================
+
+The sets shown and the zero of energy are as in :mod:`adlayer.report.entries`. Pictures take a good part of a second
+each, so only the lowest structures have them; all others are drawn by the explorer when they are selected, which keeps
+a page of 5,000 structures usable. What a study knows beyond structures and energies comes as data: ``records`` become
+columns, ``imagers`` pictures, ``phases`` figures.
 """
 
 from __future__ import annotations
 
-import base64
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from io import BytesIO, StringIO
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ase.io
-import numpy as np
 from ase import Atoms
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from adlayer.analysis.compare import (
-    Interval,
-    calls_for_success,
-    coverage,
-    distribution_distance,
-    energies_above_lowest,
-    potential_energy,
-    relaxation_cost,
-    row_values,
-    wilson_interval,
-)
+from adlayer.analysis.compare import Interval, calls_for_success, potential_energy, row_values, wilson_interval
 from adlayer.analysis.matching import unique
 from adlayer.errors import UserError
-from adlayer.report.figures import energy_distribution, relaxation_figure, structure_figure, structure_legend
-from adlayer.structures.placement import overlayer_formula
+from adlayer.report.entries import Entry, Sets, above_zero, columns, rank, signed, subscripts, zero_levels
+from adlayer.report.explorer import write_chemiscope, write_data
+from adlayer.report.figures import structure_figure, structure_legend
+from adlayer.report.sets import set_figures, set_rows
 from adlayer.structures.store import check_writable, plain_info
 
-_NONE = "–"
+FOLDER = "page"
+_DPI = 150
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One unique structure as the page shows it; energies in eV, ``None`` where not recorded."""
-
-    rank: int
-    formula: str
-    coverage: str
-    energy: float | None
-    above: float | None
-    copies: int
-    matched: bool
-    n_steps: int | None
-    n_force_calls: int | None
-    converged: bool | None
-    origin: str
-    filename: str
-    download: str
-    atoms: Atoms
-
-    @property
-    def picture_text(self) -> str:
-        """What the picture shows, for those who cannot see it."""
-        return f"Structure {self.rank}, {self.formula}, from above and from the side; {signed(self.above)} eV"
+def _save(figure: Figure, path: Path) -> str:
+    """Write a figure; returns its path relative to the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    return f"{FOLDER}/{path.parent.name}/{path.name}"
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """A number with its sign and a true minus; a dash for ``None``.
-
-    >>> signed(-0.1234), signed(None)
-    ('−0.123', '–')
-    """
-    if value is None:
-        return _NONE
-    return f"{0.0 if abs(value) < 0.5 * 10**-digits else value:+.{digits}f}".replace("-", "−")
-
-
-def subscripts(formula: str) -> str:
-    """A formula as it is printed.
-
-    >>> subscripts("Ag12O6")
-    'Ag₁₂O₆'
-    """
-    return formula.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
-def interval_text(interval: Interval | None, digits: int = 0) -> str:
-    """An estimate with its 95 % interval.
-
-    >>> interval_text(Interval(70.0, 61.0, 84.5))
-    '70 (61–84)'
-    """
-    if interval is None:
-        return _NONE
-    low, high = (f"{v:.{digits}f}".replace("-", "−") for v in (interval.low, interval.high))
-    return f"{interval.value:.{digits}f}".replace("-", "−") + f" ({low}–{high})"
-
-
-def _png(figure: Figure, dpi: int = 150) -> str:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _extxyz_link(atoms: Atoms) -> str:
-    plain, text = atoms.copy(), StringIO()
+def _write_structure(path: Path, atoms: Atoms) -> None:
+    plain = atoms.copy()
     plain.calc, plain.info = atoms.calc, plain_info(atoms)
-    ase.io.write(text, plain, format="extxyz")
-    return "data:chemical/x-xyz;base64," + base64.b64encode(text.getvalue().encode()).decode()
+    ase.io.write(path, plain, format="extxyz")
 
 
-def _zero_levels(structures: Iterable[Atoms], reference: Atoms | None) -> dict[str, float]:
-    """Energy (eV) that counts as zero for each formula of the whole structure."""
-    levels: dict[str, float] = {}
-    for atoms in structures:
-        if (energy := potential_energy(atoms)) is not None:
-            formula = atoms.get_chemical_formula()
-            levels[formula] = min(levels.get(formula, energy), energy)
-    if reference is not None and (energy := potential_energy(reference)) is not None:
-        levels[reference.get_chemical_formula()] = energy
-    return levels
+def _pictures(
+    folder: Path, entries: Sequence[Entry], imagers: Mapping[str, Callable[[Atoms], Figure]]
+) -> dict[int, dict[str, str]]:
+    """Draw the entries; label and path of the pictures of each rank, the structure first."""
+    makers: dict[str, Callable[[Atoms], Figure]] = {"structure": structure_figure, **imagers}
+    paths: dict[int, dict[str, str]] = {entry.rank: {} for entry in entries}
+    for entry in entries:
+        for label, make in makers.items():
+            with suppress(UserError):  # what cannot be drawn, such as an image of a surface with holes, is left out
+                path = folder / "pictures" / f"{entry.rank:04d}-{label.replace(' ', '-')}.png"
+                paths[entry.rank][label] = _save(make(entry.atoms), path)
+    return paths
 
 
-def _above(atoms: Atoms, levels: Mapping[str, float]) -> float | None:
-    if potential_energy(atoms) is None:
-        return None
-    return float(energies_above_lowest([atoms], levels[atoms.get_chemical_formula()])[0])
-
-
-def _energies(structures: Sequence[Atoms], levels: Mapping[str, float]) -> np.ndarray:
-    above = [_above(atoms, levels) for atoms in structures]
-    return np.array([energy for energy in above if energy is not None])
-
-
-def _origin(row: Mapping[str, Any]) -> str:
-    return " / ".join(str(row[key]) for key in ("seed", "sample") if row.get(key) is not None) or _NONE
-
-
-def _entries(structures: Sequence[Atoms], matched: set[int], levels: Mapping[str, float]) -> list[Entry]:
-    """Unique structures, the lowest first."""
-    groups = unique(structures)
-    heights = [_above(structures[group[0]], levels) for group in groups]
-    order = sorted(range(len(groups)), key=lambda g: np.inf if (h := heights[g]) is None else h)
-    entries = []
-    for rank, g in enumerate(order, start=1):
-        atoms, row = structures[groups[g][0]], structures[groups[g][0]].info.get("row", {})
-        formula = overlayer_formula(atoms)
-        entries.append(
-            Entry(
-                rank=rank,
-                formula=formula,
-                coverage=" + ".join(f"{theta:.3g} {element}" for element, theta in reversed(coverage(atoms).items())),
-                energy=potential_energy(atoms),
-                above=heights[g],
-                copies=len(groups[g]),
-                matched=not matched.isdisjoint(groups[g]),
-                n_steps=row.get("n_steps"),
-                n_force_calls=row.get("n_force_calls"),
-                converged=row.get("converged"),
-                origin=_origin(row),
-                filename=f"{rank:03d}-{formula}.extxyz",
-                download=_extxyz_link(atoms),
-                atoms=atoms,
-            )
-        )
-    return entries
-
-
-def _group_rows(groups: Mapping[str, Sequence[Atoms]], levels: Mapping[str, float]) -> list[dict[str, str]]:
-    """The table that sets the groups side by side; differences are those from the first group."""
-    first = _energies(next(iter(groups.values())), levels)
-    rows = []
-    for place, (name, structures) in enumerate(groups.items()):
-        energies, cost = _energies(structures, levels), relaxation_cost(structures)
-        known = len(row_values(structures, "converged"))
-        difference = distribution_distance(first, energies) if place and len(first) and len(energies) else None
-        rows.append(
-            {
-                "name": name,
-                "n": str(cost.n),
-                "converged": f"{cost.n_converged} of {known}" if known else _NONE,
-                "lowest": signed(energies.min()) if len(energies) else _NONE,
-                "median": signed(float(np.median(energies))) if len(energies) else _NONE,
-                "steps": interval_text(cost.n_steps),
-                "calls": interval_text(cost.n_force_calls),
-                "distance": interval_text(difference.wasserstein, 2) if difference else _NONE,
-                "p_value": f"{difference.ks_p_value:.2g}" if difference else _NONE,
-            }
-        )
-    return rows
-
-
-def _figures(groups: Mapping[str, Sequence[Atoms]], levels: Mapping[str, float], zero: str) -> list[dict[str, str]]:
-    """Energy and cost figures of what is recorded, with captions."""
-    figures = []
-    energies = {name: _energies(structures, levels) for name, structures in groups.items()}
-    if any(len(values) for values in energies.values()):
-        figure = energy_distribution(energies, f"energy above {zero} (eV)")
-        caption = "Energies. Each tick is one structure; dashed lines are medians."
-        figures.append({"image": _png(figure), "caption": caption, "text": f"Histogram of energies above {zero}"})
-    steps = {name: row_values(structures, "n_steps") for name, structures in groups.items()}
-    if any(len(values) for values in steps.values()):
-        caption = "Relaxation cost. Each point is one structure; bars are 95 % intervals of the median."
-        figures.append({"image": _png(relaxation_figure(steps)), "caption": caption, "text": "Relaxation steps by set"})
-    return figures
+def _saved_figures(folder: Path, name: str, figures: Mapping[str, tuple[Figure, str]]) -> list[dict[str, str]]:
+    """Figures as the page shows them, from heading, figure and caption."""
+    return [
+        {
+            "title": title,
+            "path": _save(figure, folder / "pictures" / f"{name}-{place}.png"),
+            "caption": caption,
+        }
+        for place, (title, (figure, caption)) in enumerate(figures.items(), start=1)
+    ]
 
 
 def _matched_note(structures: Sequence[Atoms], found: Interval) -> str:
@@ -217,20 +89,23 @@ def _matched_note(structures: Sequence[Atoms], found: Interval) -> str:
     return f"one is 95 % sure within about {float(f'{needed:.2g}'):.0f} force calls"
 
 
-def _lowest(structures: Sequence[Atoms], levels: Mapping[str, float], relative: bool) -> tuple[float | None, str]:
-    """The headline energy (eV) and what it is."""
+def _headline(structures: Sequence[Atoms], levels: Mapping[str, float], relative: bool) -> dict[str, str]:
+    """The lowest energy (eV), or of several compositions, whose energies do not compare, their number."""
     totals = [energy for atoms in structures if (energy := potential_energy(atoms)) is not None]
+    n = len({atoms.get_chemical_formula() for atoms in structures})
+    if n > 1:
+        return {"label": "compositions", "value": str(n), "unit": "", "note": "each with its own zero of energy"}
     if not totals:
-        return None, "no energies recorded"
-    if relative:
-        return float(_energies(structures, levels).min()), "relative to the reference"
-    return min(totals), "total, of the cell"
+        return {"label": "lowest energy", "value": signed(None), "unit": "", "note": "no energies recorded"}
+    note = "relative to the reference" if relative else "total, of the cell"
+    lowest = min(e for a in structures if (e := above_zero(a, levels)) is not None) if relative else min(totals)
+    return {"label": "lowest energy", "value": signed(lowest), "unit": "eV", "note": note}
 
 
-def _check(directory: Path, groups: Mapping[str, Sequence[Atoms]], matched: Iterable[int]) -> None:
-    if not groups or not len(next(iter(groups.values()))):
+def _check(directory: Path, sets: Sets, matched: Iterable[int]) -> None:
+    if not sets or not len(next(iter(sets.values()))):
         raise UserError("there are no structures to report on: generate or search some first")
-    n = len(next(iter(groups.values())))
+    n = len(next(iter(sets.values())))
     if stray := [i for i in matched if not 0 <= i < n]:
         raise UserError(
             f"matched index {stray[0]} lies outside the {n} structures of the first group: number them from 0"
@@ -238,17 +113,50 @@ def _check(directory: Path, groups: Mapping[str, Sequence[Atoms]], matched: Iter
     check_writable(directory / "index.html")
 
 
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``folder`` when all has gone well."""
+    new, old = (folder.with_name(f".{os.getpid()}.{which}-{folder.name}") for which in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _render(**values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("adlayer.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(signed=signed, subscripts=subscripts)
+    return environment.get_template("page.html").render(**values)
+
+
 def write_report(
     directory: str | os.PathLike[str],
     *,
     title: str,
-    groups: Mapping[str, Sequence[Atoms]],
+    groups: Sets,
     reference: Atoms | None = None,
     matched: Sequence[int] = (),
+    duplicates: Sequence[Sequence[int]] | None = None,
+    records: Sequence[Mapping[str, Any]] | None = None,
+    imagers: Mapping[str, Callable[[Atoms], Figure]] | None = None,
+    phases: Mapping[str, tuple[Figure, str]] | None = None,
     provenance: Mapping[str, str] | None = None,
     best: int = 6,
+    pictured: int = 24,
 ) -> Path:
-    """Write ``index.html``, self-contained, into a directory.
+    """Write ``index.html`` and the folder ``page`` beside it into a directory.
 
     Parameters
     ----------
@@ -263,10 +171,21 @@ def write_report(
         The known structure; its energy, if it has one, is the zero.
     matched
         Indices into the first group of the structures that are the reference.
+    duplicates
+        Groups of indices of the same structure into the structures of all groups, one after the other, the lowest of
+        each first; by default those of :func:`adlayer.analysis.matching.unique`.
+    records
+        Further properties of each of these structures by name: see :data:`adlayer.report.entries.DESCRIBED`.
+    imagers
+        Label and drawing function of further pictures of a structure, such as ``{"STM": …}``.
+    phases
+        Heading, figure and caption of each phase diagram.
     provenance
         Name and value of what made the results: calculator, model, seeds, versions.
     best
-        Number of structures pictured.
+        Number of structures shown large at the top.
+    pictured
+        Number of structures with pictures, at least ``best``.
 
     Returns
     -------
@@ -281,35 +200,45 @@ def write_report(
     path = Path(directory) / "index.html"
     _check(path.parent, groups, matched)
     name, structures = next(iter(groups.items()))
-    levels = _zero_levels((atoms for group in groups.values() for atoms in group), reference)
+    pooled = [atoms for group in groups.values() for atoms in group]
+    levels = zero_levels(pooled, reference)
     with_energy = reference is not None and potential_energy(reference) is not None
     zero = "the reference" if with_energy else "the lowest of its composition"
-    entries = _entries(structures, set(matched), levels)
-    lowest, lowest_note = _lowest(structures, levels, with_energy)
+    groups_of_same = unique(pooled) if duplicates is None else duplicates
+    entries = rank(groups, groups_of_same, levels, matched=matched, records=records)
     found = wilson_interval(len(matched), len(structures))
-    pictured = [{"entry": entry, "image": _png(structure_figure(entry.atoms))} for entry in entries[:best]]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(signed=signed, subscripts=subscripts)
-    template = environment.from_string((resources.files("adlayer.report") / "page.html").read_text(encoding="utf-8"))
-    page = template.render(
-        title=title,
-        name=name,
-        n=len(structures),
-        entries=entries,
-        lowest=lowest,
-        lowest_note=lowest_note,
-        zero=zero,
-        has_reference=reference is not None,
-        n_matched=len(matched),
-        found=found,
-        matched_note=_matched_note(structures, found),
-        pictured=pictured,
-        reference_image=_png(structure_figure(reference)) if reference is not None else None,
-        legend=structure_legend(entries[0].atoms),
-        rows=_group_rows(groups, levels),
-        figures=_figures(groups, levels, zero),
-        provenance=dict(provenance or {}),
-    )
+    with _replacing(path.parent / FOLDER) as folder:
+        (folder / "structures").mkdir()
+        for entry in entries:
+            _write_structure(folder / "structures" / entry.filename, entry.atoms)
+        pictures = _pictures(folder, entries[: max(best, pictured)], imagers or {})
+        write_chemiscope(folder)
+        write_data(folder / "data.js", title, entries, pictures)
+        page = _render(
+            title=title,
+            name=name,
+            n=len(structures),
+            n_unique=sum(name in entry.found for entry in entries),
+            entries=entries,
+            columns=columns(entries, reference is not None),
+            headline=_headline(structures, levels, with_energy),
+            zero=zero,
+            has_reference=reference is not None,
+            n_matched=len(matched),
+            found=found,
+            matched_note=_matched_note(structures, found),
+            best=entries[:best],
+            pictures=pictures,
+            reference_image=None
+            if reference is None
+            else _save(structure_figure(reference), folder / "pictures" / "reference.png"),
+            legend=structure_legend(entries[0].atoms),
+            rows=set_rows(groups, levels),
+            phases=_saved_figures(folder, "phases", phases or {}),
+            figures=_saved_figures(folder, "figure", set_figures(groups, levels, zero)),
+            provenance=dict(provenance or {}),
+            folder=FOLDER,
+        )
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)

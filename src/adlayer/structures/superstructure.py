@@ -4,7 +4,9 @@ A superstructure of a surface with (1×1) basis vectors ``a1, a2`` (rows of a 2�
 ``M @ [a1, a2]`` with an integer matrix ``M`` (rows are superlattice vectors); ``|det M|`` is its area in (1×1)
 cells. Wood's notation (E. A. Wood, J. Appl. Phys. 35, 1306 (1964)) names those in which both vectors are stretched
 by given factors and rotated by one angle, ``(p×q)Rθ``; ``c`` centres the cell. The basis is ASE's: 60° between
-``a1`` and ``a2`` on hexagonal surfaces.
+``a1`` and ``a2`` on hexagonal surfaces. There ``(p×q)rect`` has its second vector, of length ``q |a2|``, at right
+angles to the first. Most superstructures have no such name; where there are several, :func:`wood_notation` takes the
+one most used: unrotated before rotated, primitive before centred, a cell similar to the (1×1) before ``rect``.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from adlayer.errors import UserError
+from adlayer.structures.sublattices import hermite_form, images, lattice_operations, reduced_matrix
 
 _FACTOR = r"(?:\d+(?:\.\d+)?)?(?:(?:√|sqrt|r)\d+)?"
 _WOOD = re.compile(
-    rf"^(?P<kind>[pc]?)\(?(?P<p>{_FACTOR})[x×](?P<q>{_FACTOR})\)?(?:-?R(?P<angle>\d+(?:\.\d+)?)°?)?$",
+    rf"^(?P<kind>[pc]?)\(?(?P<p>{_FACTOR})[x×](?P<q>{_FACTOR})\)?(?P<rect>rect)?(?:-?R(?P<angle>\d+(?:\.\d+)?)°?)?$",
     re.IGNORECASE,
 )
 _MATRIX_HINT = 'give Wood\'s notation such as "p(4x4)", "c(4x2)", "(r3xr3)R30", or a matrix such as "[[8,-7],[2,4]]"'
@@ -54,13 +58,36 @@ def _parse_matrix(notation: str) -> np.ndarray:
     return values.astype(int)
 
 
+def _parse_wood(text: str, notation: str, basis: np.ndarray) -> np.ndarray:
+    match = _WOOD.match(text)
+    if match is None:
+        raise UserError(f'superstructure "{notation}" is not understood: {_MATRIX_HINT}')
+    angle = float(match["angle"] or 0.0)
+    p, q = (
+        _factor(f, notation) * float(np.linalg.norm(v)) for f, v in zip((match["p"], match["q"]), basis, strict=True)
+    )
+    first = _find_vector(basis, basis[0], p, angle)
+    second = None if match["rect"] else _find_vector(basis, basis[1], q, angle)
+    if second is None:  # rectangular cells on a hexagonal surface, as in p(4x5r3)
+        second = _find_vector(basis, basis[0], q, angle + 90.0)
+    if first is None or second is None:
+        raise UserError(f'superstructure "{notation}" is not commensurate with this surface: give its matrix instead')
+    matrix = np.array([first, second])
+    if match["kind"].lower() == "c":
+        doubled = np.array([matrix[0] + matrix[1], matrix[1] - matrix[0]])
+        if np.any(doubled % 2):
+            raise UserError(f'centred cell "{notation}" has no lattice point at its centre: give its matrix instead')
+        matrix = doubled // 2
+    return matrix
+
+
 def superstructure_matrix(notation: str, basis: np.ndarray) -> np.ndarray:
     """Integer matrix of a superstructure, right-handed.
 
     Parameters
     ----------
     notation
-        Wood's notation, ASCII allowed (``p(4x4)``, ``c(4x2)``, ``(r3xr3)R30``), or a matrix as JSON.
+        Wood's notation, ASCII allowed (``p(4x4)``, ``c(4x2)``, ``(r3xr3)R30``, ``c(5xr3)rect``), or a matrix as JSON.
     basis
         (2, 2) array, the (1×1) surface vectors as rows, Å.
 
@@ -84,34 +111,113 @@ def superstructure_matrix(notation: str, basis: np.ndarray) -> np.ndarray:
     [[2, 1], [-2, 1]]
     """
     text = notation.replace(" ", "")
-    if text.startswith("["):
-        matrix = _parse_matrix(text)
-    else:
-        match = _WOOD.match(text)
-        if match is None:
-            raise UserError(f'superstructure "{notation}" is not understood: {_MATRIX_HINT}')
-        angle = float(match["angle"] or 0.0)
-        lengths = [
-            _factor(f, notation) * float(np.linalg.norm(v))
-            for f, v in zip((match["p"], match["q"]), basis, strict=True)
-        ]
-        first = _find_vector(basis, basis[0], lengths[0], angle)
-        second = _find_vector(basis, basis[1], lengths[1], angle)
-        if second is None:  # rectangular cells on a hexagonal surface, as in p(4x5r3)
-            second = _find_vector(basis, basis[0], lengths[1], angle + 90.0)
-        if first is None or second is None:
-            raise UserError(
-                f'superstructure "{notation}" is not commensurate with this surface: give its matrix instead'
-            )
-        matrix = np.array([first, second])
-        if match["kind"].lower() == "c":
-            doubled = np.array([matrix[0] + matrix[1], matrix[1] - matrix[0]])
-            if np.any(doubled % 2):
-                raise UserError(
-                    f'centred cell "{notation}" has no lattice point at its centre: give its matrix instead'
-                )
-            matrix = doubled // 2
+    matrix = _parse_matrix(text) if text.startswith("[") else _parse_wood(text, notation, basis)
     determinant = round(float(np.linalg.det(matrix)))
     if determinant == 0:
         raise UserError(f'superstructure "{notation}" has zero area: give two independent vectors')
     return matrix if determinant > 0 else matrix * np.array([[1], [-1]])
+
+
+def wood_notation(matrix: np.ndarray, basis: np.ndarray, operations: np.ndarray | None = None) -> str | None:
+    """Wood's name of a superlattice, or ``None`` if it has none.
+
+    Read back by :func:`superstructure_matrix`, the name gives the same superlattice up to the operations; which
+    matrix spans it, or which of its symmetric images, makes no difference.
+
+    Parameters
+    ----------
+    matrix
+        (2, 2) integers of non-zero determinant.
+    basis
+        (2, 2) right-handed (1×1) surface vectors as rows, Å.
+    operations
+        (n, 2, 2) point group of the substrate as integer matrices, see
+        :func:`adlayer.structures.sublattices.lattice_operations`; by default that of the bare lattice.
+
+    Examples
+    --------
+    >>> hexagonal = np.array([[1.0, 0.0], [0.5, 3**0.5 / 2]])
+    >>> wood_notation(np.array([[3, -1], [1, 2]]), hexagonal)
+    '(r7xr7)R19.1'
+    >>> wood_notation(np.array([[8, -7], [2, 4]]), hexagonal) is None
+    True
+    """
+    operations = lattice_operations(basis) if operations is None else operations
+    orbit = images(matrix, operations)
+    names = {name for image in orbit.values() for name in _candidates(image, basis)}
+    for _, text in sorted(names):
+        try:
+            if hermite_form(superstructure_matrix(text, basis)) in orbit:
+                return text
+        except UserError:  # the rounded angle or a near-by vector misleads the reader: not a good name
+            continue
+    return None
+
+
+_STYLES = ("p", "c", "p R", "p rect", "c rect", "c R", "p rect R", "c rect R")  # most used first
+_ROUNDING = 1e-3  # relative error of a stretch factor that still counts as the root of an integer
+
+
+def _candidates(matrix: np.ndarray, basis: np.ndarray) -> Iterator[tuple[tuple[float, ...], str]]:
+    """Names of cells (p) and centred cells (c) of exactly this sublattice, each with its sort key."""
+    area = abs(float(np.linalg.det(matrix @ basis)))
+    between = _angle(basis[1]) - _angle(basis[0])
+    firsts = _short_vectors(matrix, basis)
+    cartesian = firsts @ basis
+    lengths = np.linalg.norm(cartesian, axis=1)
+    turns = np.arctan2(cartesian[:, 1], cartesian[:, 0]) - _angle(basis[0])
+    units = np.linalg.norm(basis, axis=1)
+    kinds = [("", between)] if abs(between - math.pi / 2) < _ROUNDING else [("", between), (" rect", math.pi / 2)]
+    for centring, (rect, angle) in ((c, k) for c in (1, 2) for k in kinds):
+        long = centring * area / (lengths * math.sin(angle))
+        directions = turns + _angle(basis[0]) + angle
+        second = long[:, None] * np.stack([np.cos(directions), np.sin(directions)], 1) @ np.linalg.inv(basis)
+        seconds = np.rint(second).astype(int)
+        halves = np.concatenate([firsts, seconds], 1).reshape(-1, 2, 2)
+        inside = _belongs(seconds, matrix)
+        if centring == 2:
+            inside &= _belongs((firsts + seconds) / 2, matrix)
+        fits = inside & (np.linalg.norm((second - seconds) @ basis, axis=1) < _ROUNDING * long)
+        for cell, turn in zip(halves[fits], np.degrees(turns[fits]) % 180.0, strict=True):
+            p, q = np.linalg.norm(cell @ basis, axis=1) / units
+            yield from _name("pc"[centring - 1], float(p), float(q), rect, round(float(turn), 1) % 180.0)
+
+
+def _angle(vector: np.ndarray) -> float:
+    return math.atan2(vector[1], vector[0])
+
+
+def _belongs(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Whether each point (n, 2), in (1×1) coordinates, lies on the sublattice."""
+    coordinates = points @ np.linalg.inv(matrix)
+    return np.all(np.abs(coordinates - np.rint(coordinates)) < 1e-6, axis=1)
+
+
+def _short_vectors(matrix: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Sublattice vectors (n, 2), one of each ± pair, among them every side of a cell of once or twice the area."""
+    reduced = reduced_matrix(matrix, basis)
+    u, v = np.linalg.norm(reduced @ basis, axis=1)
+    reach = 2.01 * max(u, v) / math.sin(_angle(basis[1]) - _angle(basis[0]))  # the other side is min(u, v) at least
+    m, n = math.ceil(1.16 * reach / u), math.ceil(1.16 * reach / v)  # u and v are at 60° or more
+    grid = np.stack(np.meshgrid(np.arange(-m, m + 1), np.arange(-n, n + 1), indexing="ij"), -1).reshape(-1, 2)
+    grid = grid[(grid[:, 0] > 0) | ((grid[:, 0] == 0) & (grid[:, 1] > 0))]
+    vectors: np.ndarray = grid @ reduced
+    return vectors
+
+
+def _name(kind: str, p: float, q: float, rect: str, turn: float) -> Iterator[tuple[tuple[float, ...], str]]:
+    """The name of a cell with stretch factors ``p`` and ``q``, if these are roots of integers."""
+    if any(round(f**2) < 1 or abs(f - math.sqrt(round(f**2))) > _ROUNDING * f for f in (p, q)):
+        return
+    style = kind + rect + (" R" if turn else "")
+    prefix = "" if style in ("p R", "p rect R") else kind
+    rotation = f"R{turn:g}" if turn else ""
+    yield (_STYLES.index(style), turn, -round(p, 3)), f"{prefix}({_root(p)}x{_root(q)}){rect.strip()}{rotation}"
+
+
+def _root(factor: float) -> str:
+    """A stretch factor as text: 4, r3, 2r3."""
+    square = round(factor**2)
+    whole = max(m for m in range(1, math.isqrt(square) + 1) if square % m**2 == 0)
+    rest = square // whole**2
+    return ("" if whole == 1 and rest > 1 else str(whole)) + (f"r{rest}" if rest > 1 else "")

@@ -1,8 +1,8 @@
 """``run``: all stages of a study file, each resumable; and ``demo``, the main job on what ships.
 
 Everything lies in one folder: ``study.db`` (rows of every stage), ``random.db`` (random structures to compare with),
-``model.safetensors`` with its metrics, ``ranked.extxyz`` and ``index.html``. A stage looks in there for what is done
-already, so that a run goes on wherever it was stopped.
+``model.safetensors`` with its metrics, ``ranked.extxyz`` and the page: ``index.html`` with the folder ``page``. A
+stage looks in there for what is done already, so that a run goes on wherever it was stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adlayer.errors import UserError
 from adlayer.structures.placement import expand_range
 from adlayer.structures.store import check_writable, connect, read_structures, write_structures
 from adlayer.study.learning import generate_into, sampling_settings, train
-from adlayer.study.reporting import find_reference, provenance
+from adlayer.study.reporting import Judgement, judge
 
 STAGES = ("search", "train", "generate", "relax", "report")
 DEMO_MODEL = "ag-o.safetensors"
@@ -143,72 +143,62 @@ def _relax(study: Study, reporter: Reporter, structures: list[Atoms]) -> list[At
         )  # fmt: skip
 
 
-def _judge(study: Study, relaxed: list[Atoms], searched: list[Atoms], model: str) -> dict[str, Any]:
+def _judge(study: Study, relaxed: list[Atoms], searched: list[Atoms], model: str, reporter: Reporter) -> dict[str, Any]:
     """Duplicates removed, ranked, matched, and the page."""
-    from adlayer.analysis.matching import match, unique
-    from adlayer.report.page import write_report
     from adlayer.training.checkpoint import model_hash
 
-    directory = Path(study.directory)
-    n_all = len(relaxed)
-    converged = [a for a in relaxed if a.info["row"]["converged"]]
-    relaxed = converged or relaxed
-    groups = unique(relaxed)
-    ranked = [relaxed[group[0]] for group in groups]
-    write_structures(directory / "ranked.extxyz", ranked)
-    known = find_reference(study.reference, relaxed[0]) if study.reference else None
-    matched = match(relaxed, known, lateral=True) if known is not None else []
-    energies = [a.get_potential_energy() for a in relaxed]
-    zero = known.get_potential_energy() if known is not None and known.calc is not None else min(energies)
-    sets = {"generated": relaxed, **({"random search": searched} if searched else {})}
-    calls = sum(a.info["row"]["n_force_calls"] for a in relaxed)
-    counts = f"{len(converged)} of {n_all} relaxations converged"
-    summary = _summary(relaxed, groups, set(matched), zero, study.reference)
-    page = write_report(
-        directory,
-        title=study.title,
-        groups=sets,
-        reference=known,
-        matched=matched,
-        provenance=provenance(
-            energies=f"{study.relax.calculator}, fmax {study.relax.fmax} eV/Å, at most {study.relax.max_steps} steps",
-            model=f"{Path(model).name} ({model_hash(model)})",
-            seed=study.seed,
-            cell=f"{study.surface.name} {study.generate.cell}, {study.surface.layers} layers",
-        ),
-    )
+    directory, relax = Path(study.directory), study.relax
+    with reporter.progress("analyse") as progress:
+        found = judge(
+            {"generated": relaxed, **({"random search": searched} if searched else {})},
+            directory,
+            title=study.title,
+            reference=study.reference,
+            phases=False,
+            notes={
+                "energies": f"{relax.calculator}, fmax {relax.fmax} eV/Å, at most {relax.max_steps} steps",
+                "model": f"{Path(model).name} ({model_hash(model)})",
+                "seed": str(study.seed),
+                "cell": f"{study.surface.name} {study.generate.cell}, {study.surface.layers} layers",
+            },
+            progress=progress,
+        )
+    write_structures(directory / "ranked.extxyz", [found.structures[group[0]] for group in found.duplicates])
+    lowest, zero = found.structures[found.duplicates[0][0]].get_potential_energy(), found.zero
+    n_converged = sum(bool(a.info["row"]["converged"]) for a in relaxed)
+    counts = f"{n_converged} of {len(relaxed)} relaxations converged"
     return {
-        "n": n_all,
-        "n_unique": len(groups),
-        "n_converged": len(converged),
-        "n_matched": len(matched),
-        "matched": matched,
-        "lowest": min(energies) - zero,
-        "n_force_calls": calls,
-        "report": str(page),
-        "summary": [counts, *summary, f"report: {page}"],
-        "outputs": [str(directory / "study.db"), str(directory / "ranked.extxyz"), str(page)],
+        "n": len(relaxed),
+        "n_unique": len(found.duplicates),
+        "n_converged": n_converged,
+        "n_matched": len(found.matched),
+        "matched": found.matched,
+        "lowest": lowest - zero,
+        "n_force_calls": sum(a.info["row"]["n_force_calls"] for a in found.structures),
+        "report": str(found.page),
+        "summary": [counts, *_summary(found, study.reference), f"report: {found.page}"],
+        "outputs": [str(directory / "study.db"), str(directory / "ranked.extxyz"), str(found.page)],
     }
 
 
-def _summary(
-    relaxed: list[Atoms], groups: list[list[int]], matched: set[int], zero: float, reference: str | None
-) -> list[str]:
+def _summary(found: Judgement, reference: str | None) -> list[str]:
     """What was found, as lines of text: the lowest structures, and how many are the reference."""
-    steps = sorted(a.info["row"]["n_steps"] for a in relaxed)
+    structures, matched = found.structures, set(found.matched)
+    steps = sorted(a.info["row"]["n_steps"] for a in structures)
     lines = [
-        f"{len(relaxed)} structures relaxed (median {steps[len(steps) // 2]} steps), {len(groups)} of them different"
+        f"{len(structures)} structures relaxed (median {steps[len(steps) // 2]} steps), "
+        f"{len(found.duplicates)} of them different"
     ]
     lines.append("  rank  eV above " + (f"{reference:<24}" if reference else f"{'the lowest':<24}") + "times  sample")
-    for rank, group in enumerate(groups[:8], start=1):
-        first = relaxed[group[0]]
+    for rank, group in enumerate(found.duplicates[:8], start=1):
+        first = structures[group[0]]
         name = "is it" if matched.intersection(group) else ""
-        above = first.get_potential_energy() - zero
+        above = first.get_potential_energy() - found.zero
         lines.append(
             f"  {rank:>4}  {above:>+8.3f}  {name:<24}{len(group):>5}  {first.info['row'].get('sample', group[0])}"
         )
     if reference:
-        lines.append(f"{len(matched)} of {len(relaxed)} are {reference} by lateral topology")
+        lines.append(f"{len(matched)} of {len(structures)} are {reference} by lateral topology")
     return lines
 
 
@@ -253,7 +243,7 @@ def run(
     if last >= 3:
         relaxed = _relax(study, reporter, structures)
     if last >= 4:
-        result.update(_judge(study, relaxed, _random(study, reporter), model))
+        result.update(_judge(study, relaxed, _random(study, reporter), model, reporter))
     return result
 
 

@@ -1,0 +1,190 @@
+"""Duplicates found by ``adlayer.analysis.matching`` and by pymatgen's StructureMatcher, on the same structures.
+
+    python benchmarks/matching.py DATABASE … [-n 100] [--raw 300] [-o benchmarks/matching.json]
+
+1. **Known answers.** Of ``-n`` structures without symmetry, drawn from the databases, each gets a copy that is the same
+   structure by construction (an operation of the bare substrate, displacements up to 0.1 Å) and up to three that are
+   not: the overlayer shifted from fcc to hcp hollows, the overlayer mirrored in a plane that is no mirror of the
+   substrate, one overlayer atom moved by 0.8 Å.
+2. **Raw sets.** Of the first ``--raw`` structures as they are, all pairs of one composition and cell, energies left out
+   of the verdict; the difference of energy of the pairs on which the two disagree says who is right: one minimum has
+   one energy. Grouping of the same set is timed too.
+
+Ours merges at a largest displacement of an overlayer atom of 0.3 Å. pymatgen is run with its defaults, with settings
+brought as close as they come (no rescaling, no reduction, an rms displacement of 0.3 Å), and with the latter on the
+overlayer without its substrate. Needs Ag(111) or another fcc(111) surface and pymatgen; minutes on one core.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pymatgen.core
+from ase import Atoms
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+
+from adlayer.analysis.compare import potential_energy
+from adlayer.analysis.matching import same_structure, substrate_operations, unique
+from adlayer.analysis.registry import ideal_substrate, reduce_basis
+from adlayer.analysis.symmetry import describe_symmetry
+from adlayer.structures.store import read_structures
+
+TOLERANCE = 0.3  # Å
+SAME_ENERGY = 0.01  # eV
+
+
+def structure(atoms: Atoms, whole: bool = True) -> Structure:
+    """The pymatgen structure, with its substrate or without."""
+    kept = atoms if whole else atoms[atoms.get_tags() == 0]
+    return Structure(
+        atoms.cell.array, list(kept.get_chemical_symbols()), kept.get_scaled_positions(), coords_are_cartesian=False
+    )
+
+
+def tuned(a: Structure) -> StructureMatcher:
+    """A matcher without rescaling and reduction whose limit is an rms displacement of :data:`TOLERANCE`."""
+    return StructureMatcher(primitive_cell=False, scale=False, stol=TOLERANCE / (a.volume / len(a)) ** (1 / 3))
+
+
+def pymatgen_tuned(a: Atoms, b: Atoms, whole: bool = True) -> bool:
+    first = structure(a, whole)
+    return bool(tuned(first).fit(first, structure(b, whole)))
+
+
+METHODS: dict[str, Callable[[Atoms, Atoms], bool]] = {
+    "adlayer": lambda a, b: same_structure(a, b, TOLERANCE),
+    "pymatgen, defaults": lambda a, b: bool(StructureMatcher().fit(structure(a), structure(b))),
+    "pymatgen, tuned": pymatgen_tuned,
+    "pymatgen, overlayer alone": lambda a, b: pymatgen_tuned(a, b, whole=False),
+}
+
+
+def displaced(n: int, largest: float, rng: np.random.Generator) -> np.ndarray:
+    """Displacements (n, 3) of random direction, each at most ``largest`` long."""
+    v = rng.normal(size=(n, 3))
+    return v / np.linalg.norm(v, axis=1)[:, None] * largest * rng.random((n, 1))
+
+
+def variants(atoms: Atoms, rng: np.random.Generator) -> dict[str, Atoms]:
+    """The copy of a structure and its impostors by name."""
+    adsorbed = np.flatnonzero(atoms.get_tags() == 0)
+    basis, cell = ideal_substrate(atoms).basis, np.asarray(atoms.cell[:2, :2])
+    operations = substrate_operations(atoms)
+    found = {name: atoms.copy() for name in ("same", "other hollow", "one atom moved")}
+    lateral = operations.apply(atoms.positions[adsorbed, :2])[rng.integers(len(operations))]
+    found["same"].positions[adsorbed, :2] = lateral
+    a1, a2 = reduce_basis(basis)
+    a2 = a2 if a1 @ a2 > 0 else -a2
+    found["other hollow"].positions[adsorbed, :2] += (a1 + a2) / 3
+    direction = rng.normal(size=3)
+    found["one atom moved"].positions[rng.choice(adsorbed)] += 0.8 * direction / np.linalg.norm(direction)
+    along = basis[0] / np.linalg.norm(basis[0])  # a close-packed row
+    mirror = 2 * np.outer(along, along) - np.eye(2)
+    image = cell @ mirror @ np.linalg.inv(cell)
+    if np.abs(image - np.round(image)).max() < 1e-3:  # the mirror keeps the superlattice
+        found["mirrored"] = atoms.copy()
+        origin = atoms.positions[np.flatnonzero(atoms.get_tags() == 1)[0], :2]
+        found["mirrored"].positions[adsorbed, :2] = (atoms.positions[adsorbed, :2] - origin) @ mirror + origin
+    for other in found.values():
+        other.positions[adsorbed] += displaced(len(adsorbed), 0.1, rng)
+        other.wrap()
+    return found
+
+
+def known_answers(structures: list[Atoms], rng: np.random.Generator) -> dict[str, dict[str, object]]:
+    """Pairs merged, for each kind of pair and method, and the median processor time of a verdict (ms)."""
+    merged: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in METHODS}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for atoms in structures:
+        for kind, other in variants(atoms, rng).items():
+            for name, method in METHODS.items():
+                start = time.process_time()
+                merged[name][kind].append(method(atoms, other))
+                seconds[name].append(time.process_time() - start)
+    return {
+        name: {
+            **{kind: {"pairs": len(v), "merged": sum(v)} for kind, v in merged[name].items()},
+            "median_ms": round(1e3 * float(np.median(seconds[name])), 2),
+        }
+        for name in METHODS
+    }
+
+
+def raw_set(structures: list[Atoms]) -> dict[str, object]:
+    """Agreement on all pairs of one composition and cell, and the time of grouping."""
+    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, atoms in enumerate(structures):
+        kinds[(atoms.get_chemical_formula(), str(atoms.cell.array.round(3)))].append(i)
+    counts = {"both": 0, "adlayer only": 0, "pymatgen only": 0, "neither": 0}
+    gaps: dict[str, list[float]] = defaultdict(list)
+    for members in kinds.values():
+        for i, j in itertools.combinations(members, 2):
+            ours, theirs = (METHODS[m](structures[i], structures[j]) for m in ("adlayer", "pymatgen, tuned"))
+            name = {(1, 1): "both", (1, 0): "adlayer only", (0, 1): "pymatgen only"}.get((ours, theirs), "neither")
+            counts[name] += 1
+            low, high = potential_energy(structures[i]), potential_energy(structures[j])
+            if low is not None and high is not None:
+                gaps[name].append(abs(high - low))
+    start = time.process_time()
+    groups = unique(structures, TOLERANCE, energy_tolerance=np.inf)
+    ours_s = time.process_time() - start
+    start = time.process_time()
+    theirs = 0
+    for members in kinds.values():
+        batch = [structure(structures[i]) for i in members]
+        theirs += len(tuned(batch[0]).group_structures(batch))
+    theirs_s = time.process_time() - start
+    return {
+        "structures": len(structures),
+        "pairs": counts,
+        "energy_gaps_eV": {
+            name: {
+                "median": round(float(np.median(v)), 4),
+                "largest": round(max(v), 4),
+                f"below_{SAME_ENERGY:g}": sum(g < SAME_ENERGY for g in v),
+            }
+            for name, v in gaps.items()
+        },
+        "groups": {"adlayer": len(groups), "pymatgen, tuned": theirs},
+        "grouping_s": {"adlayer": round(ours_s, 2), "pymatgen, tuned": round(theirs_s, 2)},
+        "ratio": round(theirs_s / ours_s, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("databases", nargs="+")
+    parser.add_argument("-n", type=int, default=100, help="structures with known answers, of all databases together")
+    parser.add_argument("--raw", type=int, default=300, help="structures of each database as they are")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    sets = {Path(name).name: read_structures(name) for name in arguments.databases}
+    chosen = []
+    for structures in sets.values():
+        drawn = rng.permutation(len(structures))[: arguments.n]
+        plain = [structures[i] for i in drawn if describe_symmetry(structures[i]).plane_group == "p1"]
+        chosen += plain[: arguments.n // len(sets)]
+    known = known_answers(chosen, rng)
+    result = {
+        "pymatgen": pymatgen.core.__version__,
+        "seed": arguments.seed,
+        "n": len(chosen),
+        "known_answers": known,
+        "speed_ratio": {k: round(float(v["median_ms"] / known["adlayer"]["median_ms"]), 1) for k, v in known.items()},
+        "raw": {name: raw_set(structures[: arguments.raw]) for name, structures in sets.items()},
+    }
+    text = json.dumps(result, indent=1)
+    arguments.output.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

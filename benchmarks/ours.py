@@ -1,0 +1,116 @@
+"""Our side, through the package's public functions.
+
+``same`` is a network of the peer's size, with forces read out directly as the peer's are; ``default`` is what
+:class:`adlayer.network.model.Architecture` says. A training step counts from batch drawing to averaged weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.io import read
+from worker import Stopwatch, peak_memory, serve
+
+from adlayer.diffusion.generation import Sampling, generate
+from adlayer.network.graph import to_batch
+from adlayer.network.model import Architecture, Card, Model
+from adlayer.network.neighbours import neighbours
+from adlayer.training.dataset import Dataset, Example, Frame
+from adlayer.training.trainer import Settings, train
+
+IMPORTED = peak_memory()
+
+
+def architecture(network: dict[str, Any], size: str) -> Architecture:
+    """The architecture of a variant, ``same`` or ``default``."""
+    if size == "default":
+        return Architecture()
+    return Architecture(**network, **{f"force_{k}": v for k, v in network.items()}, direct_forces=True)
+
+
+def prepare_sampling(work: dict[str, Any], folder: Path, size: str) -> Any:
+    substrate = read(folder / "substrate.extxyz")
+    substrate.info["confinement"] = work["window"]
+    torch.manual_seed(0)
+    card = Card(("Ag", "O"), "exact", 0.02, architecture(work["network"], size), heights=(1.0, 2.0, 5.0, 6.0))
+    model = Model(card).eval()
+    settings = Sampling(
+        steps=work["steps"],
+        solver="euler",
+        published_levels=True,
+        energy=None,
+        guidance=1e-4 if work["force_field"] else 0.0,
+        guidance_gate=None,
+        relax_steps=0,
+    )
+
+    def run(seed: int) -> dict[str, Any]:
+        watch = Stopwatch()
+        made = generate(model, substrate, formula=work["formula"], n=work["batch"], seed=seed, settings=settings)
+        cost = watch.cost(made.n_network_calls)
+        edges = neighbours(to_batch(made.structures), work["network"]["cutoff"])
+        return cost | {"atoms": len(made.structures[0]), "edges": len(edges.sender) / work["batch"]}
+
+    return run
+
+
+def dataset_of(structures: list[Any]) -> Dataset:
+    """Structures as training data: all but the last to train on."""
+    examples, frames = [], []
+    for atoms in structures:
+        mobile, cell = atoms.get_tags() == 0, atoms.cell.array[:2, :2]
+        top = float(atoms.positions[atoms.get_tags() == 1, 2].mean())
+        examples.append(Example(atoms.numbers, atoms.positions, mobile, cell, top, 0.0))
+        forces = atoms.get_forces(apply_constraint=False)
+        frames.append(Frame(atoms.numbers, atoms.positions, mobile, cell, atoms.get_potential_energy(), forces))
+    return Dataset(examples[:-1], examples[-1:], frames[:-1], frames[-1:], {}, {}, "benchmark")
+
+
+def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
+    structures = read(folder / "structures.extxyz", ":")
+    for atoms in structures:
+        atoms.info["confinement"] = work["window"]
+    dataset = dataset_of(structures)
+    edges = neighbours(to_batch(structures), work["network"]["cutoff"])
+    facts = {"atoms": len(structures[0]), "edges": len(edges.sender) / len(structures)}
+    n = work["batch"]
+
+    def run(seed: int) -> dict[str, Any]:
+        watch, cost = Stopwatch(), {}
+
+        def note(step: int, fraction: float, loss: float) -> None:
+            nonlocal watch, cost
+            if step == 1:  # everything before counts as warming up
+                watch = Stopwatch()
+            cost = watch.cost(step - 1)
+
+        settings = Settings(
+            steps=work["steps"] + 1,
+            batch=n,
+            force_batch=n if work["force_field"] else 0,
+            repeats=((1, 1),),
+            seed=seed,
+        )
+        train(dataset, architecture(work["network"], size), settings, every=np.inf, progress=note)
+        return cost | facts
+
+    return run
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, size = Path(sys.argv[1]), sys.argv[2]
+    work = json.loads((folder / "work.json").read_text())
+    prepare = prepare_sampling if work["kind"] == "sample" else prepare_training
+    versions = {name: version(name) for name in ("adlayer", "torch", "vesin")}
+    serve(versions, IMPORTED, lambda: prepare(work, folder, size))
+
+
+if __name__ == "__main__":
+    main()
