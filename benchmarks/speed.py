@@ -24,7 +24,7 @@ PEER_STEPS = 500  # AGeDi's default
 
 
 def start(work: Work, folder: Path, stack: ExitStack) -> dict[str, Worker]:
-    """The workers, ended with the stack: ``peer`` (where installed), ``ours`` of the same size, and our ``default`` architecture."""
+    """The workers: ``peer`` (where installed), ``ours`` of the same size, and our ``default`` architecture."""
     commands = {
         "ours": [sys.executable, str(HERE / "ours.py"), str(folder), "same"],
         "default": [sys.executable, str(HERE / "ours.py"), str(folder), "default"],

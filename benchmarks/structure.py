@@ -23,7 +23,7 @@ from adlayer.diffusion.generation import Sampling, generate
 from adlayer.structures.substrate import build_substrate
 from adlayer.training.checkpoint import load_model
 
-N, REPEATS = 8, 3
+N, REPEATS = 4, 3
 RAW = Path(__file__).with_name("raw_energies.json")
 TARGET = 1 / 100
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ class Worker:
     def __exit__(self, *error: object) -> None:
         """End the process, whatever it is doing."""
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def in_turns(workers: dict[str, Worker], repeats: int) -> Iterator[dict[str, dict[str, Any]]]:

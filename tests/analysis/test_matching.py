@@ -9,6 +9,8 @@ import pytest
 import spglib
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adlayer.analysis.matching import distance, match, same_structure, substrate_operations, unique
 from adlayer.analysis.references import reference
@@ -273,3 +275,73 @@ def test_order_in_the_substrate_lowers_its_symmetry():
 def test_a_structure_without_substrate_is_refused():
     with pytest.raises(UserError, match="no substrate"):
         distance(Atoms("O", cell=[3, 3, 9]), Atoms("O", cell=[3, 3, 9]))
+
+
+def groups_by_definition(structures: list[Atoms], tolerance: float, energy_tolerance: float) -> list[list[int]]:
+    """What ``unique`` promises, from ``distance`` of all pairs: no invariants, no cutoff."""
+    energies = [math.nan if a.calc is None else a.get_potential_energy() for a in structures]
+    order = sorted(range(len(structures)), key=lambda i: math.inf if math.isnan(energies[i]) else energies[i])
+    groups: list[list[int]] = []
+    for i in order:
+        for group in groups:
+            apart = abs(energies[group[0]] - energies[i]) > energy_tolerance
+            if not apart and distance(structures[group[0]], structures[i]) <= tolerance:
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_groups_are_those_of_the_definition(seed):
+    """Whatever the noise, including many pairs near the tolerance, and whether energies are known."""
+    rng = np.random.default_rng(seed)
+    structures = []
+    for surface, cell, layers, formula in (("Ag(111)", "p(2x2)", 2, "Ag2O"), ("Ag(111)", "p(2x2)", 3, "Ag2O")):
+        base = with_overlayer(surface, cell, layers, formula, rng)
+        order = len(substrate_operations(base))
+        structures += [copy_by_operation(base, int(rng.integers(order)), rng, noise=0.25) for _ in range(6)]
+    structures += [
+        with_overlayer("Ag(111)", "p(4x1)", 2, "Ag2O", rng),
+        with_overlayer("Ni(100)", "c(2x2)", 2, "O", rng),
+    ]
+    for atoms in structures:
+        if rng.random() < 0.6:
+            atoms.calc = SinglePointCalculator(atoms, energy=float(rng.choice([-1.0, -1.03, -1.06, -1.5])))
+    order = [int(i) for i in rng.permutation(len(structures))]
+    shuffled = [structures[i] for i in order]
+    assert unique(shuffled) == groups_by_definition(shuffled, 0.3, 0.05)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_copies_are_never_split_and_enantiomers_and_registries_never_merged(seed):
+    rng = np.random.default_rng(seed)
+    cell, formula = [("p(4x4)", "Ag4O2"), ("p(3x3)", "Ag3O2"), ("c(4x2)", "Ag2O")][rng.integers(3)]
+    base = place_overlayer(build_substrate("Ag(111)", cell, layers=3, window=(1.0, 3.0)), formula, rng)
+    variants = [base, base.copy(), mirrored(base, 1)]  # as it is, on the other hollows, mirrored along a row
+    adsorbed = base.get_tags() == 0
+    hollow = base.positions[base.get_tags() == 2][0, :2] - base.positions[base.get_tags() == 3][0, :2]
+    variants[1].positions[adsorbed, :2] += hollow
+    if cell == "c(4x2)":  # the mirror is none of this superlattice
+        variants.pop()
+    apart = [distance(a, b) for a, b in itertools.combinations(variants, 2)]
+    if min(apart) < 0.6:  # a structure that happens to be near its own image proves nothing
+        return
+    order = len(substrate_operations(base))
+    structures = [copy_by_operation(v, int(rng.integers(order)), rng, noise=0.149) for v in variants for _ in range(4)]
+    shuffle = rng.permutation(len(structures))
+    groups = unique([structures[i] for i in shuffle])
+    found = sorted(sorted(int(shuffle[i]) for i in group) for group in groups)
+    assert found == [list(range(4 * k, 4 * k + 4)) for k in range(len(variants))]
+
+
+def test_other_coverage_is_another_structure():
+    row = place_overlayer(build_substrate("Ag(110)", "p(1x1)", layers=2), "O", np.random.default_rng(11))
+    sparse = place_overlayer(build_substrate("Ag(110)", "p(1x2)", layers=2), "O", np.random.default_rng(11))
+    adsorbed = sparse.get_tags() == 0
+    sparse.positions[adsorbed] = row.positions[row.get_tags() == 0]
+    assert distance(row, sparse) == distance(sparse, row) == math.inf
+    assert unique([row, sparse]) == [[0], [1]]

@@ -61,8 +61,9 @@ def displaced(atoms: Atoms, largest: float, rng: np.random.Generator) -> Atoms:
     """A copy whose atoms, save those of the deepest layer, stray by at most ``largest``."""
     moved = atoms.copy()
     moved.set_constraint()
-    v = rng.normal(size=(len(atoms), 3)) * (atoms.get_tags() < atoms.get_tags().max())[:, None] + 1e-12
-    moved.positions += v / np.linalg.norm(v, axis=1)[:, None] * largest * rng.random((len(atoms), 1))
+    v = rng.normal(size=(len(atoms), 3))
+    v *= largest * rng.random((len(atoms), 1)) / np.linalg.norm(v, axis=1)[:, None]
+    moved.positions += v * (atoms.get_tags() < atoms.get_tags().max())[:, None]
     return moved
 
 

@@ -98,12 +98,9 @@ def energies_above_lowest(structures: Sequence[Atoms], lowest: float | None = No
 def coverage(atoms: Atoms) -> dict[str, float]:
     """Overlayer atoms of each element per (1×1) cell of the substrate, ML, elements from light to heavy.
 
-    The (1×1) cell is ``info["superstructure"]``'s where given, else the smallest that the substrate shows.
+    The (1×1) cell is the smallest that the substrate shows.
     """
-    if "superstructure" in atoms.info:
-        n_cells = abs(float(np.linalg.det(np.reshape(atoms.info["superstructure"], (2, 2)))))
-    else:
-        n_cells = ideal_substrate(atoms).n_cells
+    n_cells = ideal_substrate(atoms).n_cells
     numbers, counts = np.unique(atoms.numbers[atoms.get_tags() == 0], return_counts=True)
     return {chemical_symbols[z]: float(k / n_cells) for z, k in zip(numbers, counts, strict=True)}
 

@@ -144,7 +144,7 @@ def rank(
     matched: Iterable[int] = (),
     records: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Entry]:
-    """Unique structures of all sets together, the lowest above zero first.
+    """Unique structures of all sets together, the lowest above zero first; of equals, those found more often.
 
     Parameters
     ----------
@@ -163,7 +163,8 @@ def rank(
     names = [name for name, structures in sets.items() for _ in structures]
     hits = set(matched)
     heights = [above_zero(pooled[group[0]], levels) for group in duplicates]
-    order = sorted(range(len(duplicates)), key=lambda g: np.inf if (h := heights[g]) is None else h)
+    known = [np.inf if height is None else height for height in heights]
+    order = sorted(range(len(duplicates)), key=lambda g: (known[g], -len(duplicates[g])))
     return [
         Entry(
             rank=place,

@@ -9,11 +9,14 @@ A page opened from a file may not fetch data. The data set is therefore a script
 ``adlayerData``: ``looks`` (name, kind, colour and radius in Å of each kind of atom), ``structures`` (for each the
 ``looks`` of its atoms by index, their ``positions`` (n, 3) in 0.001 Å, flattened, its ``cell`` in Å, and how often it
 is drawn along both vectors, ``repeat``), ``properties`` in chemiscope's format, ``map`` (the axes to begin with) and
-``pictures`` (path by rank and label). The page turns a structure into chemiscope's format when it is shown.
+``pictures`` (path by rank and label). The page turns a structure into chemiscope's format when it is shown. Neither may
+such a page download files, so it makes them from ``files`` (name, and extended XYZ compressed by gzip in base64).
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import lzma
 from collections.abc import Mapping, Sequence
@@ -33,6 +36,7 @@ from adlayer.report.figures import structure_legend
 CHEMISCOPE_SHA256 = "0e0ead7bcdb25bb32424f28f152b81ca98d22deba8f263de83ea1569b3377bc0"
 _DRAWN_RADIUS = 0.92  # over the covalent radius, as in the figures
 _ABOVE = 2.0  # Å of the drawn cell above the highest atom
+_CATEGORIES = 50  # as many different words chemiscope takes
 _WIDE = 16.0  # Å that cells are repeated to fill
 
 
@@ -99,7 +103,7 @@ def properties(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     found["rank"] = _property([entry.rank for entry in entries])
     words = {"origin": [" + ".join(e.found) for e in entries], "overlayer": [e.formula for e in entries]}
     words |= {label: [str(e.record.get(key) or "unknown") for e in entries] for key, label in DESCRIBED.items()}
-    found |= {name: _property(values) for name, values in words.items() if len(set(values)) > 1}
+    found |= {name: _property(values) for name, values in words.items() if 1 < len(set(values)) <= _CATEGORIES}
     return {name: p for name, p in found.items() if any(v is not None for v in p["values"])}
 
 
@@ -117,7 +121,17 @@ def map_axes(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_data(path: Path, title: str, entries: Sequence[Entry], pictures: Mapping[int, Mapping[str, str]]) -> None:
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def write_data(
+    path: Path,
+    title: str,
+    entries: Sequence[Entry],
+    pictures: Mapping[int, Mapping[str, str]],
+    files: Mapping[str, str],
+) -> None:
     """Write ``data.js``.
 
     Parameters
@@ -130,6 +144,8 @@ def write_data(path: Path, title: str, entries: Sequence[Entry], pictures: Mappi
         Unique structures in the order of their ranks.
     pictures
         Label and path, relative to the page, of the pictures of each pictured rank.
+    files
+        Name and content of each entry's structure file.
     """
     looks: dict[str, dict[str, Any]] = {}
     structures = [_compact(entry.atoms, looks) for entry in entries]
@@ -141,6 +157,7 @@ def write_data(path: Path, title: str, entries: Sequence[Entry], pictures: Mappi
         "properties": known,
         "map": map_axes(known),
         "pictures": pictures,
+        "files": [[name, _packed(text)] for name, text in files.items()],
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     path.write_text(f"const adlayerData = JSON.parse({json.dumps(text)});\n", encoding="utf-8")

@@ -61,9 +61,23 @@ function select(rank) {
   show(rank);
   explorer?.select({environment: rank - 1, structure: rank - 1, atom: 0});
 }
+async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed), character => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+}
+async function download(rank) {
+  const wanted = rank ? [adlayerData.files[rank - 1]] : adlayerData.files;
+  const blob = new Blob(await Promise.all(wanted.map(([, packed]) => unpack(packed))), {type: "chemical/x-xyz"});
+  const link = element("a", "", {href: URL.createObjectURL(blob), download: rank ? wanted[0][0] : "structures.extxyz"});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
 document.addEventListener("click", event => {
-  const row = event.target.closest("tr[data-rank]"), pick = event.target.closest("a.pick");
-  if (pick) select(Number(pick.dataset.rank));
+  const row = event.target.closest("tr[data-rank]"), pick = event.target.closest("a.pick"), file = event.target.closest("a.file");
+  if (file) {
+    event.preventDefault();
+    download(Number(file.dataset.rank));
+  } else if (pick) select(Number(pick.dataset.rank));
   else if (row && !event.target.closest("a")) select(Number(row.dataset.rank));
 });
 

@@ -5,7 +5,7 @@
 ``page/data.js``          the structures and properties that the explorer shows (:mod:`adlayer.report.explorer`)
 ``page/chemiscope.min.js``  the explorer itself, with ``LICENSES.txt``
 ``page/pictures/``        pictures of the lowest structures, and figures
-``page/structures/``      every unique structure as extended XYZ
+``page/structures.extxyz``  every unique structure in the order of the table
 ========================  ==========================================================================================
 
 The sets shown and the zero of energy are as in :mod:`adlayer.report.entries`. Pictures take a good part of a second
@@ -20,6 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ def _save(figure: Figure, path: Path) -> str:
     return f"{FOLDER}/{path.parent.name}/{path.name}"
 
 
-def _write_structure(path: Path, atoms: Atoms) -> None:
-    plain = atoms.copy()
+def _extended_xyz(atoms: Atoms) -> str:
+    plain, text = atoms.copy(), StringIO()
     plain.calc, plain.info = atoms.calc, plain_info(atoms)
-    ase.io.write(path, plain, format="extxyz")
+    ase.io.write(text, plain, format="extxyz")
+    return text.getvalue()
 
 
 def _pictures(
@@ -154,7 +156,7 @@ def write_report(
     phases: Mapping[str, tuple[Figure, str]] | None = None,
     provenance: Mapping[str, str] | None = None,
     best: int = 6,
-    pictured: int = 24,
+    pictured: int = 12,
 ) -> Path:
     """Write ``index.html`` and the folder ``page`` beside it into a directory.
 
@@ -208,12 +210,11 @@ def write_report(
     entries = rank(groups, groups_of_same, levels, matched=matched, records=records)
     found = wilson_interval(len(matched), len(structures))
     with _replacing(path.parent / FOLDER) as folder:
-        (folder / "structures").mkdir()
-        for entry in entries:
-            _write_structure(folder / "structures" / entry.filename, entry.atoms)
+        files = {entry.filename: _extended_xyz(entry.atoms) for entry in entries}
+        (folder / "structures.extxyz").write_text("".join(files.values()), encoding="utf-8")
         pictures = _pictures(folder, entries[: max(best, pictured)], imagers or {})
         write_chemiscope(folder)
-        write_data(folder / "data.js", title, entries, pictures)
+        write_data(folder / "data.js", title, entries, pictures, files)
         page = _render(
             title=title,
             name=name,

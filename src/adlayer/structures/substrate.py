@@ -2,8 +2,8 @@
 
 Conventions (ASE's): atoms of the substrate carry ``tags`` 1, 2, … from the top layer down, atoms of the
 overlayer 0; ``FixAtoms`` says what a relaxation keeps fixed; slabs are periodic in x and y only; the first cell
-vector lies along x. ``info["confinement"]`` is the window ``[z_lo, z_hi]`` (Å, absolute z) in which the overlayer
-lives.
+vector lies along x; on fcc(110) it is the short one, along the close-packed rows. ``info["confinement"]`` is the
+window ``[z_lo, z_hi]`` (Å, absolute z) in which the overlayer lives.
 """
 
 from __future__ import annotations
@@ -140,6 +140,8 @@ def build_substrate(
     if structure == "hcp":
         arguments["c"] = a * (covera or reference.get("c/a") or np.sqrt(8 / 3))
     slab = _BUILDERS[structure, indices](element, (1, 1, layers), **arguments)
+    if (structure, indices) == ("fcc", "110"):  # a1 along the rows, as the field names superstructures; ASE's a2
+        slab.set_cell([slab.cell[1], -slab.cell[0], slab.cell[2]])
     return prepare_substrate(slab, cell, fixed_layers=fixed_layers, window=window, name=f"{element}({indices})")
 
 
