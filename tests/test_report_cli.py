@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from adlayer.structures.store import read_structures
+from adlayer.structures.store import read_structures, write_structures
 from adlayer.study.reporting import judge
 
 Run = Callable[..., tuple[int, str, str]]
@@ -31,9 +32,14 @@ def test_report_of_a_search_with_its_phases(tmp_path: Path, adlayer: Run, databa
     result = json.loads(out.strip().splitlines()[-1])
     assert status == 0, err
     assert 1 <= result["n_unique"] <= result["n"] <= 6
-    assert result["outputs"] == [str(tmp_path / "page" / "index.html")]
+    assert result["outputs"] == [str(tmp_path / "page" / name) for name in ("index.html", "table.csv", "table.db")]
+    with (tmp_path / "page" / "table.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == result["n"]
+    table = read_structures(tmp_path / "page" / "table.db")
+    assert sum("duplicate_of" not in a.info["row"] for a in table) == result["n_unique"]
+    assert all(a.info["row"]["calculator"]["version"] for a in table)
     text = Path(result["report"]).read_text()
-    for words in ("O on Ag(111)", '<h2 id="phases">', "random search", "plane group", "references Ag", "emt"):
+    for words in ("O on Ag(111)", '<h2 id="phases">', "random search", "plane group", "references Ag", "emt", 'href="table.csv"'):
         assert words in text
     assert len(read_structures(tmp_path / "page" / "page" / "structures.extxyz")) == result["n_unique"]
     assert {p.suffix for p in (tmp_path / "page" / "page" / "pictures").iterdir()} == {".png"}
@@ -42,6 +48,19 @@ def test_report_of_a_search_with_its_phases(tmp_path: Path, adlayer: Run, databa
     status, _, _ = adlayer("report", database, "-o", tmp_path / "page", "--no-phases")
     assert status == 0
     assert '<h2 id="phases">' not in Path(result["report"]).read_text()
+
+
+def test_several_sources_are_sets_of_one_page(tmp_path: Path, adlayer: Run, database: Path) -> None:
+    second = tmp_path / "low.extxyz"
+    write_structures(second, read_structures(database)[:2])
+    status, _, err = adlayer("report", database, second, "-o", tmp_path / "page", "--no-phases")
+    assert status == 0, err
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert "<title>search</title>" in text
+    assert all(f">{name}</th>" in text for name in ("search", "low"))
+    with (tmp_path / "page" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["duplicate_of"]) for row in rows) >= 2
 
 
 def test_judgement_counts_the_first_set(tmp_path: Path, database: Path) -> None:

@@ -49,7 +49,7 @@ def _mixture(kernel: ExactKernel, sites: Tensor, shares: tuple[float, float], do
 
 def test_weights_tilt_a_known_mixture() -> None:
     """Sites equally likely, under the condition 3 : 1. Weights 0 and 1 give these shares, 2 goes beyond, −1 against."""
-    n = 1500
+    n = 800
     domain = Domain(
         torch.tensor([[[6.0, 0.0], [3.0, 5.0]]], dtype=torch.float64),
         torch.tensor([[0.0, 3.0]], dtype=torch.float64),
@@ -58,7 +58,7 @@ def test_weights_tilt_a_known_mixture() -> None:
     kernel = ExactKernel()
     sites = torch.tensor([[1.0, 1.0, 1.0], [4.5, 3.5, 2.0]], dtype=torch.float64)
     free, conditional = (_mixture(kernel, sites, s, domain) for s in ((0.5, 0.5), (0.75, 0.25)))
-    grid = sigma_grid(30, 0.02, sigma_max_for(domain.cell, domain.window))
+    grid = sigma_grid(20, 0.02, sigma_max_for(domain.cell, domain.window))
 
     def share(weight: float) -> float:
         """Of the atoms, those in the first site; all must be in one of the two."""

@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from adlayer.diffusion.generation import PRESETS, Sampling, generate
 from adlayer.diffusion.guidance import ForceGuidance, classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, minimum_image, uniform
 from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Multistep, sample
+from adlayer.network.model import Architecture, Card, Model
+from adlayer.structures.substrate import build_substrate
 
 CELL = torch.tensor([[8.7, 0.0], [4.35, 7.53]], dtype=torch.float64)
 WINDOW = (10.0, 14.0)
@@ -190,3 +194,92 @@ def test_classifier_free_sampling_follows_the_conditional_score() -> None:
     frame = domain.frame[domain.batch]
     x, y = minimum_image(*frame.components((found - near)[:, :2]), frame)
     assert float(torch.stack([x, y, (found - near)[:, 2]]).abs().max()) < 1e-6
+
+
+# The whole path: random weights in both networks, through generate.
+
+SMALL = Architecture(
+    features=4,
+    interactions=1,
+    n_radial=4,
+    cutoff=3.0,
+    force_features=4,
+    force_interactions=1,
+    force_n_radial=4,
+    force_cutoff=3.0,
+)
+
+
+def _generated_under_random_forces(size: Architecture, settings: Sampling, scale: float, n: int = 64) -> np.ndarray:
+    """Generate with random weights, forces multiplied by ``scale``, and check every step of every structure.
+
+    Returns the lengths of all forces on overlayer atoms that the guidance was given, eV/Å.
+    """
+    torch.manual_seed(0)
+    model = Model(Card(("Ag", "O"), "exact", 0.02, size, heights=(1.0, 1.3, 2.2, 2.8))).eval()
+    model.force_field.scale.fill_(scale)
+    lengths: list[Tensor] = []
+
+    def record(_: torch.nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        lengths.append(torch.linalg.vector_norm(outputs[1][inputs[0].mobile].double(), dim=-1))  # type: ignore[attr-defined]
+
+    model.force_field.register_forward_hook(record)
+    substrate = build_substrate("Ag(111)", "p(2x1)", layers=1, fixed_layers=0, lattice=4.16, window=(1.0, 4.0))
+    before = substrate.copy()
+    low, high = before.info["confinement"]
+    trajectory: list[list[np.ndarray]] = []
+    made = generate(
+        model, substrate, formula="AgO", n=n, seed=3, settings=settings, block=n, trajectory=trajectory
+    ).structures
+
+    assert len(made) == len(trajectory) == n
+    paths = np.stack([np.stack(frames) for frames in trajectory])  # (n, steps + 1, 2, 3)
+    assert np.isfinite(paths).all()
+    assert paths[..., 2].min() >= np.float32(low)  # solvers work in single precision
+    assert paths[..., 2].max() <= np.float32(high)
+    for atoms in made:
+        assert atoms.positions[: len(before)].tobytes() == before.positions.tobytes()
+        assert atoms.cell.array.tobytes() == before.cell.array.tobytes()
+        overlayer = atoms.positions[len(before) :]
+        assert np.isfinite(overlayer).all()
+        assert overlayer[:, 2].min() >= low
+        assert overlayer[:, 2].max() <= high
+    assert substrate.positions.tobytes() == before.positions.tobytes()
+    return torch.cat(lengths).numpy()
+
+
+def test_random_weights_and_large_forces_over_a_thousand_steps() -> None:
+    """64 structures, the paper's preset: guided at every noise level, by forces of hundreds of eV/Å and more."""
+    lengths = _generated_under_random_forces(SMALL, PRESETS["paper"], scale=1e6)
+    assert np.median(lengths) > 300.0
+    assert lengths.max() > 1500.0  # η F (1 − t) is then beyond the cap
+
+
+def test_random_weights_and_forces_that_overflow() -> None:
+    settings = replace(PRESETS["paper"], steps=30, guidance=1.0)
+    lengths = _generated_under_random_forces(SMALL, settings, scale=3e38)
+    assert not np.isfinite(lengths).all()
+
+
+def test_the_check_finds_guidance_without_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted error: plain η F. Where the forces overflow, positions are no numbers any more."""
+
+    def plain(self: ForceGuidance, positions: Tensor, sigma: Tensor, progress: float, domain: Domain) -> Tensor:
+        return self.strength * progress * torch.full_like(positions, math.inf)
+
+    monkeypatch.setattr(ForceGuidance, "displacement", plain)
+    with pytest.raises((AssertionError, ValueError, RuntimeError)):
+        _generated_under_random_forces(SMALL, replace(PRESETS["paper"], steps=3), scale=1e6, n=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
+def test_every_solver_under_large_random_forces(solver: str) -> None:
+    settings = Sampling(steps=1000, solver=solver, guidance=1e-4, guidance_gate=None, energy=None, relax_steps=0)
+    assert np.median(_generated_under_random_forces(SMALL, settings, scale=1e6)) > 300.0
+
+
+@pytest.mark.slow
+def test_networks_of_full_size_under_large_random_forces() -> None:
+    settings = replace(PRESETS["paper"], guidance=1e-3)
+    assert np.median(_generated_under_random_forces(Architecture(), settings, scale=1e6)) > 300.0

@@ -26,7 +26,7 @@ from adlayer.structures.store import read_structures
 EXAMPLE = Path(__file__).parents[2] / "examples" / "silver_oxide" / "search.db.xz"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SOFTWARE_WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-PATIENCE = 120_000  # ms; drawing without a graphics card takes a while on a busy machine
+PATIENCE = 300_000  # ms; drawing without a graphics card takes a while on a busy machine
 PICTURED = 3
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -77,7 +77,7 @@ class Tab:
     """A page, with what went wrong in it."""
 
     def __init__(self, browser, path: Path) -> None:
-        self.page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        self.page = browser.new_page(viewport={"width": 1100, "height": 800})
         self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
         self.asked: list[str] = []

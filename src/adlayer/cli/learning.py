@@ -118,7 +118,9 @@ def generate(
 @verb("adlayer report runs/study -o page")
 def report(
     session: Session,
-    source: Annotated[str, typer.Argument(metavar="STUDY", help="Folder of a study, database or structure file.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="STUDY …", help="Folder of a study, databases or structure files.")
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder to write to.")],
     reference: Annotated[
         str | None, typer.Option(help="Known structure: file, or name of a reference of the package.")
@@ -136,7 +138,7 @@ def report(
     from adlayer import study
 
     with session.progress("analyse") as progress:
-        result = study.report(source, output, reference_name=reference, title=title, phases=phases, progress=progress)
+        result = study.report(sources, output, reference_name=reference, title=title, phases=phases, progress=progress)
     for path in result.pop("outputs"):
         session.wrote(path)
     session.say(f"{result['report']}: {result['n']} structures")

@@ -33,7 +33,7 @@ from adlayer.structures.placement import parse_formula, write_formula
 from adlayer.structures.substrate import check_substrate
 
 SOLVERS = ("multistep", "heun", "euler")
-_REFINE_LEVELS = (0.3, 1.2)  # Å
+_REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Sampling:
     the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance (1: plainly
     conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate``
     Å; ``corrector`` Langevin steps follow each step below 0.5 Å. ``relax_steps`` bounds the relaxation in the learned
-    force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.3
-    and 1.2 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
+    force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.4
+    and 0.9 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
     with moves that the denoiser proposes, at no cost in force calls of a real calculator.
     """
 

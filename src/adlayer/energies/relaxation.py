@@ -5,6 +5,7 @@ The path holds forces of *all* atoms, those under ``FixAtoms`` too: it is what a
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ class Relaxation:
     n_steps: int
     n_force_calls: int
     converged: bool
+    cpu_s: float  # processor time of this process
     path: Path
 
 
@@ -99,6 +101,7 @@ def relax(
     UserError
         If the calculator cannot treat the structure, such as an element it does not know.
     """
+    start = time.process_time()
     work = atoms.copy()
     work.calc = calculator
     frames: list[tuple[np.ndarray, float, np.ndarray]] = []
@@ -129,5 +132,6 @@ def relax(
         n_steps=len(frames) - 1,
         n_force_calls=len(frames),
         converged=bool(converged) and not _collapsed(final),
+        cpu_s=time.process_time() - start,
         path=path,
     )

@@ -56,6 +56,7 @@ def _row_keys(start: Atoms, index: int, result: Relaxation) -> dict[str, Any]:
         "n_force_calls": result.n_force_calls,
         "n_steps": result.n_steps,
         "converged": result.converged,
+        "cpu_s": round(result.cpu_s, 3),
         "parent": row.get("id", index),
     }
 

@@ -131,6 +131,7 @@ def search(
                 keys = {
                     "stage": "search", "overlayer": job.formula, "seed": job.seed, "sample": job.sample,
                     "n_force_calls": result.n_force_calls, "n_steps": result.n_steps, "converged": result.converged,
+                    "cpu_s": round(result.cpu_s, 3),
                     "task": job.task,
                 }  # fmt: skip
                 write_row(database, result.atoms, keys, result.path.thin(PATH_FRAMES))

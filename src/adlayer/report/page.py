@@ -154,6 +154,7 @@ def write_report(
     records: Sequence[Mapping[str, Any]] | None = None,
     imagers: Mapping[str, Callable[[Atoms], Figure]] | None = None,
     phases: Mapping[str, tuple[Figure, str]] | None = None,
+    tables: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     best: int = 6,
     pictured: int = 12,
@@ -182,6 +183,8 @@ def write_report(
         Label and drawing function of further pictures of a structure, such as ``{"STM": …}``.
     phases
         Heading, figure and caption of each phase diagram.
+    tables
+        Names of files beside the page that hold its table; it links to them.
     provenance
         Name and value of what made the results: calculator, model, seeds, versions.
     best
@@ -237,6 +240,7 @@ def write_report(
             rows=set_rows(groups, levels),
             phases=_saved_figures(folder, "phases", phases or {}),
             figures=_saved_figures(folder, "figure", set_figures(groups, levels, zero)),
+            tables=tables,
             provenance=dict(provenance or {}),
             folder=FOLDER,
         )

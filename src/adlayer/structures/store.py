@@ -9,6 +9,7 @@ with its energy and forces, the backend in ASE's ``calculator`` column (version 
 ``overlayer``           formula of the overlayer (ASE reserves ``formula`` for the whole structure)
 ``seed``, ``sample``    the random stream: the seed given and the structure's number in it
 ``n_force_calls``       calculator calls spent on it
+``cpu_s``               processor time spent on it, s; a generated structure has its share of its block
 ``n_steps``             relaxation steps
 ``converged``           whether the relaxation met its criterion
 ``parent``              row it came from
@@ -160,8 +161,10 @@ def row_atoms(row: AtomsRow) -> Atoms:
     atoms.info = dict(row.data.get("info", {}))
     atoms.info["row"] = {"id": row.id, **row.key_value_pairs}
     if row.get("calculator"):
-        record = {"name": row.get("calculator"), **row.get("calculator_parameters", {})}
-        atoms.info["row"]["calculator"] = backend_record(record)
+        settings = dict(row.get("calculator_parameters", {}))
+        atoms.info["row"]["calculator"] = backend_record({"name": row.get("calculator"), **settings})
+        if atoms.calc is not None:  # written again, the energy keeps its backend's version and settings
+            atoms.calc.parameters.update(settings)
     return atoms
 
 

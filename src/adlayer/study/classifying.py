@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,21 @@ def classify(
     structures = load_structures(source, select)
     rows = describe(structures, tolerance, energy_tolerance, progress)
     if output is not None:
-        partial = Path(output).with_name(f".{os.getpid()}.{Path(output).name}")
-        try:
-            if is_database(output):
-                _write_database(partial, structures, rows)
-            else:
-                _write_csv(partial, rows)
-            os.replace(partial, output)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_table(output, structures, rows)
     return rows
+
+
+def write_table(output: FilePath, structures: Sequence[Atoms], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write structures and their rows as :func:`classify` does, atomically."""
+    partial = Path(output).with_name(f".{os.getpid()}.{Path(output).name}")
+    try:
+        if is_database(output):
+            _write_database(partial, structures, rows)
+        else:
+            _write_csv(partial, rows)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _check_output(source: FilePath | Sequence[Atoms], output: FilePath) -> None:
@@ -78,14 +83,14 @@ def _check_output(source: FilePath | Sequence[Atoms], output: FilePath) -> None:
     check_writable(output)
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _write_database(path: Path, structures: Sequence[Atoms], rows: list[dict[str, Any]]) -> None:
+def _write_database(path: Path, structures: Sequence[Atoms], rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows in the order of the structures, so that structure ``i`` has the id ``i + 1``."""
     database: Any = connect(path)
     with database:
@@ -99,7 +104,7 @@ def _plain_keys(atoms: Atoms) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("id", "calculator", "parent", "task")}
 
 
-def _keys(row: dict[str, Any]) -> dict[str, Any]:
+def _keys(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row as keys of an ASE database."""
     keys = {_RENAMED.get(k, k): v for k, v in row.items() if k not in _KEPT_BY_ASE and v is not None}
     keys["source_id"] = row["id"]

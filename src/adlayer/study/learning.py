@@ -330,10 +330,11 @@ def generate_into(
     cpu = 0.0
     films: dict[int, list[list[np.ndarray]]] = {}
     for block, made in _run_blocks(blocks, workers):
+        share = round(made.cpu / len(made.structures), 3)
         for number, atoms in enumerate(made.structures, start=block.first):
             row = atoms.info.pop("row")
             if tasks[number] not in present:
-                keys = {**row, "model": fingerprint, "task": tasks[number], "n_steps": 0, "n_force_calls": 0}
+                keys = {**row, "model": fingerprint, "task": tasks[number], "n_steps": 0, "n_force_calls": 0, "cpu_s": share}
                 write_row(database, atoms, keys)
         films[block.first] = made.film
         network_calls, force_calls, cpu = (

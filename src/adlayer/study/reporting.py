@@ -3,12 +3,14 @@
 :func:`judge` is the one way to a page, for ``report`` as for ``run`` and ``demo``: structures whose relaxation did not
 converge are set aside (unless there are no others), duplicates joined, symmetries and motifs found, the known structure
 looked for, tunnelling images and diffraction patterns drawn of the lowest structures, and, where more than one phase of
-one calculator is there, the phase diagram computed.
+one calculator is there, the phase diagram computed. What was found of each structure is written besides as a table and
+as a database.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +27,12 @@ from adlayer import __version__
 from adlayer.analysis.compare import potential_energy
 from adlayer.errors import UserError
 from adlayer.structures.store import connect, read_structures
-from adlayer.study.stages import Progress, _silent, load_reference
+from adlayer.study.classifying import write_table
+from adlayer.study.stages import FilePath, Progress, _silent, load_reference
 
 REFERENCES = "references.db"
+TABLES = ("table.csv", "table.db")
+"""All structures judged as rows of :func:`adlayer.analysis.table.describe`, duplicates too, beside the page."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def _phase_figures(
     """
     from adlayer.analysis.energetics import lowest_of_each
     from adlayer.report.phases import phase_figure, pressure_figure
-    from adlayer.study.thermodynamics import _specification, study_phases
+    from adlayer.study.thermodynamics import specification, study_phases
 
     records = [a.info.get("row", {}).get("calculator") for a in structures]
     if None in records or len({json.dumps(record, sort_keys=True) for record in records}) > 1:
@@ -138,7 +143,7 @@ def _phase_figures(
     if any(not (a.get_tags() == 0).any() for a in structures) or len(lowest_of_each(structures)) < 2:
         return {}, "none: needs more than one phase"
     try:
-        specification = _specification(records[0], None)
+        specification = specification(records[0], None)
         study = study_phases(structures, specification, connect(directory / REFERENCES), progress=progress)
     except UserError as error:
         return {}, f"none: {error}"
@@ -160,7 +165,7 @@ def judge(
     notes: Mapping[str, str] | None = None,
     progress: Progress = _silent,
 ) -> Judgement:
-    """Analyse sets of structures and write the page.
+    """Analyse sets of structures and write the page, with :data:`TABLES` beside it.
 
     Parameters
     ----------
@@ -208,15 +213,18 @@ def judge(
         records=records,
         imagers={"STM": _stm, "LEED": _leed},
         phases=figures,
+        tables=TABLES,
         provenance=provenance(**(notes or {}), **({"phase_diagram": resting} if resting else {})),
     )
+    for name in TABLES:
+        write_table(Path(directory) / name, pooled, records)
     energies = [energy for atoms in first if (energy := potential_energy(atoms)) is not None]
     zero = potential_energy(known) if known is not None else None
     own = [group for whole in duplicates if (group := [i for i in whole if i < len(first)])]
     return Judgement(first, own, matched, min(energies, default=None) if zero is None else zero, page)
 
 
-def _sets_of(source: str) -> dict[str, list[Atoms]]:
+def _sets_of(source: FilePath) -> dict[str, list[Atoms]]:
     """Relaxed rows of a study or database, or generated ones if none is relaxed, with the random search of the same
     composition beside them; all structures of anything else."""
     path = Path(source)
@@ -234,25 +242,42 @@ def _sets_of(source: str) -> dict[str, list[Atoms]]:
     return {"generated": main, **({"random search": same} if same else {})}
 
 
+def _named_sets(sources: Sequence[FilePath]) -> dict[str, list[Atoms]]:
+    """The sets of one source, or those of several under the names of their files."""
+    if len(sources) == 1:
+        return _sets_of(sources[0])
+    stems = [Path(source).name.split(".")[0] for source in sources]
+    names = stems if len(set(stems)) == len(stems) else [str(source) for source in sources]
+    sets = {}
+    for name, source in zip(names, sources, strict=True):
+        found = _sets_of(source)
+        sets.update({name if len(found) == 1 else f"{name}: {part}": structures for part, structures in found.items()})
+    return sets
+
+
 def report(
-    source: str,
-    directory: str,
+    sources: FilePath | Sequence[FilePath],
+    directory: FilePath,
     *,
     reference_name: str | None = None,
     title: str | None = None,
     phases: bool = True,
     progress: Progress = _silent,
 ) -> dict[str, Any]:
-    """The page of a study's folder (``study.db`` in it), a database or a structure file; see :func:`judge`."""
-    sets = _sets_of(source)
+    """The page of a study's folder (``study.db`` in it), databases or structure files; see :func:`judge`.
+
+    The first source is the one reported on; the page is called after it unless a title is given.
+    """
+    every = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    sets = _named_sets(every)
     first = next(iter(sets.values()))
     found = judge(
         sets,
         directory,
-        title=title or Path(source).stem,
+        title=title or Path(every[0]).name.split(".")[0],
         reference=reference_name,
         phases=phases,
-        notes={"energies": backend_of(first[0]), "source": source},
+        notes={"energies": backend_of(first[0]), "source": ", ".join(map(str, every))},
         progress=progress,
     )
     return {
@@ -261,5 +286,5 @@ def report(
         "n_matched": len(found.matched),
         "report": str(found.page),
         "n_force_calls": 0,
-        "outputs": [str(found.page)],
+        "outputs": [str(found.page), *(str(found.page.parent / name) for name in TABLES)],
     }
