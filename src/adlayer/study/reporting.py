@@ -135,7 +135,7 @@ def _phase_figures(
     """
     from adlayer.analysis.energetics import lowest_of_each
     from adlayer.report.phases import phase_figure, pressure_figure
-    from adlayer.study.thermodynamics import specification, study_phases
+    from adlayer.study.thermodynamics import backend_specification, study_phases
 
     records = [a.info.get("row", {}).get("calculator") for a in structures]
     if None in records or len({json.dumps(record, sort_keys=True) for record in records}) > 1:
@@ -143,7 +143,7 @@ def _phase_figures(
     if any(not (a.get_tags() == 0).any() for a in structures) or len(lowest_of_each(structures)) < 2:
         return {}, "none: needs more than one phase"
     try:
-        specification = specification(records[0], None)
+        specification = backend_specification(records[0], None)
         study = study_phases(structures, specification, connect(directory / REFERENCES), progress=progress)
     except UserError as error:
         return {}, f"none: {error}"

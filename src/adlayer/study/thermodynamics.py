@@ -91,7 +91,7 @@ def finished_structures(sources: Sequence[FilePath], select: str = "") -> list[A
     return kept
 
 
-def specification(record: Mapping[str, Any], given: str | None) -> str:
+def backend_specification(record: Mapping[str, Any], given: str | None) -> str:
     """The backend's specification, found from its record or checked against it."""
     settings = "&".join(
         f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in record.get("settings", {}).items()
@@ -362,7 +362,7 @@ def phases(
             raise UserError(f"{name} range {low:g} {high:g} is empty: give two numbers above zero, the lower one first")
     given = parse_references(references)
     structures = finished_structures([sources] if isinstance(sources, str | os.PathLike) else list(sources), select)
-    specification = specification(structures[0].info["row"]["calculator"], calculator)
+    specification = backend_specification(structures[0].info["row"]["calculator"], calculator)
     folder = Path(output)
     study = study_phases(
         structures,
