@@ -206,7 +206,7 @@ SMALL = Architecture(
     force_features=4,
     force_interactions=1,
     force_n_radial=4,
-    force_cutoff=3.0,
+    force_cutoff=4.0,
 )
 
 
@@ -250,7 +250,7 @@ def _generated_under_random_forces(size: Architecture, settings: Sampling, scale
 
 def test_random_weights_and_large_forces_over_a_thousand_steps() -> None:
     """64 structures, the paper's preset: guided at every noise level, by forces of hundreds of eV/Å and more."""
-    lengths = _generated_under_random_forces(SMALL, PRESETS["paper"], scale=1e6)
+    lengths = _generated_under_random_forces(SMALL, PRESETS["paper"], scale=1e7)
     assert np.median(lengths) > 300.0
     assert lengths.max() > 1500.0  # η F (1 − t) is then beyond the cap
 
@@ -269,17 +269,17 @@ def test_the_check_finds_guidance_without_a_cap(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ForceGuidance, "displacement", plain)
     with pytest.raises((AssertionError, ValueError, RuntimeError)):
-        _generated_under_random_forces(SMALL, replace(PRESETS["paper"], steps=3), scale=1e6, n=2)
+        _generated_under_random_forces(SMALL, replace(PRESETS["paper"], steps=3), scale=1e7, n=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["multistep", "heun", "euler"])
 def test_every_solver_under_large_random_forces(solver: str) -> None:
     settings = Sampling(steps=1000, solver=solver, guidance=1e-4, guidance_gate=None, energy=None, relax_steps=0)
-    assert np.median(_generated_under_random_forces(SMALL, settings, scale=1e6)) > 300.0
+    assert np.median(_generated_under_random_forces(SMALL, settings, scale=1e7)) > 300.0
 
 
 @pytest.mark.slow
 def test_networks_of_full_size_under_large_random_forces() -> None:
     settings = replace(PRESETS["paper"], guidance=1e-3)
-    assert np.median(_generated_under_random_forces(Architecture(), settings, scale=1e6)) > 300.0
+    assert np.median(_generated_under_random_forces(Architecture(), settings, scale=1e7)) > 300.0

@@ -128,6 +128,30 @@ def test_edges_beyond_the_cutoff_change_nothing(denoiser: Denoiser, force_field:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_pairs_that_share_their_filters_equal_edges_each_for_itself(
+    denoiser: Denoiser, direct: bool, slab: Slab
+) -> None:
+    """Answers and their derivatives in the parameters, with images of different cells and edges beyond the cutoff."""
+    batch = to_batch([slab(0), slab(1, cell=((3.1, 0.2), (0.9, 4.0)), overlayer="AgO")], torch.float64)
+    force_field = _force_field(direct).train()
+    for network in (denoiser, force_field):
+        paired = network.edges(batch, skin=0.5)
+        single = Edges(paired.receiver, paired.sender, paired.shift)
+        wrong = Edges(paired.receiver, paired.sender, paired.shift.flip(0), paired=True)  # planted: images mixed up
+        fast, plain, planted = (_answers(network, batch, edges) for edges in (paired, single, wrong))
+        for a, b in zip(fast, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert (fast[0] - planted[0]).abs().max() > 1e-4
+
+
+def _answers(network: Denoiser | ForceField, batch: Batch, edges: Edges) -> list[Tensor]:
+    network.zero_grad()
+    answer = [_score(network, batch, edges=edges)] if isinstance(network, Denoiser) else [*network(batch, edges)]
+    sum((x**2).sum() for x in answer).backward()
+    return [*(x.detach() for x in answer), *(p.grad for p in network.parameters() if p.grad is not None)]
+
+
 def test_the_denoiser_does_not_see_the_inside_of_the_substrate(denoiser: Denoiser, slab: Slab) -> None:
     """Its edges are all edges without those between two substrate atoms, and these would change its answer."""
     batch = to_batch([slab(0)], torch.float64)

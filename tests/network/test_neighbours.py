@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from adlayer.network.graph import to_batch
-from adlayer.network.neighbours import neighbours
+from adlayer.network.neighbours import Edges, neighbours
 
 CELLS = {
     "square": ((7.0, 0.0), (0.0, 7.0)),
@@ -94,10 +94,17 @@ def test_pairs_within_the_substrate_are_left_out_and_no_others() -> None:
     assert 0 < len(wanted) < len(every)
 
 
-def test_sorted_by_receiver_and_both_ways() -> None:
-    batch = to_batch([_random(CELLS["oblique"], 0), _random(CELLS["needle"], 1)])
+def test_paired_the_second_half_is_the_first_the_other_way_round() -> None:
+    batch = to_batch([_random(CELLS["oblique"], 0), _random(CELLS["smaller than the cutoff"], 1)])
     edges = neighbours(batch, 6.0)
-    assert bool((edges.receiver.diff() >= 0).all())
-    there = Counter(zip(edges.receiver.tolist(), edges.sender.tolist(), *edges.shift.long().T.tolist(), strict=True))
-    back = Counter(zip(edges.sender.tolist(), edges.receiver.tolist(), *(-edges.shift.long()).T.tolist(), strict=True))
-    assert there == back
+    assert edges.paired
+    (there, back), (sent, returned), (shift, shift_back) = (
+        x.chunk(2) for x in (edges.receiver, edges.sender, edges.shift)
+    )
+    assert torch.equal(there, returned)
+    assert torch.equal(back, sent)
+    assert torch.equal(shift, -shift_back)
+    one_way = edges.vectors(batch)[: edges.n_pairs]
+    unpaired = Edges(edges.receiver, edges.sender, edges.shift)
+    torch.testing.assert_close(unpaired.vectors(batch)[: edges.n_pairs], one_way)
+    torch.testing.assert_close(edges.vectors(batch), unpaired.vectors(batch))

@@ -79,6 +79,10 @@ def test_databases_keep_all_bit_for_bit(atoms: Atoms, tmp_path: Path) -> None:
     assert row.data["path_positions"] == pytest.approx(path.positions, abs=1e-6)
     assert row.data["path_energies"].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert row.data["path_forces"].shape == (4, len(atoms), 3)
+    again = write_row(connect(tmp_path / "b.db"), read, KEYS)
+    (copied,) = read_structures(tmp_path / "b.db")
+    assert_same(copied, atoms, 0.0)
+    assert copied.info["row"] == {"id": again, **KEYS, "calculator": backend}
 
 
 def test_order_does_not_depend_on_who_finished_first(atoms: Atoms, tmp_path: Path) -> None:

@@ -224,3 +224,18 @@ def test_a_state_goes_on_under_any_length_but_the_same_settings_and_data(dataset
     assert key == state_key(replace(SETTINGS, steps=10**6, seconds=5.0), dataset)
     assert key != state_key(replace(SETTINGS, batch=5), dataset)
     assert key != state_key(SETTINGS, replace(dataset, data_hash="other"))
+
+
+def test_gradients_in_parts_are_those_of_the_whole(
+    dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five frames at once, or two, two and one."""
+    settings = Settings(force_batch=5)
+    found = []
+    for block in (5, 2):
+        monkeypatch.setattr(trainer, "CACHE_BLOCK", block)
+        model = make_model(dataset, tiny, settings).train()
+        loss = trainer._force_field_gradients(model, dataset, settings, 3)
+        found.append([torch.tensor(loss), *(p.grad for p in model.force_field.parameters() if p.grad is not None)])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)

@@ -163,10 +163,11 @@ class Denoiser(nn.Module):
         s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
         v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
         v[:, 2] = self.normal(s)
-        condition = self._condition(sigma, conditions)[batch.batch]  # (N, F)
+        condition = self._condition(sigma, conditions).index_select(0, batch.batch)  # (N, F)
         vectors = edges.vectors(lifted(batch, self.lift))
         s, v = self.painn(s, v, edges, vectors, condition, read_out=batch.mobile)
-        return self.read_out(s[batch.mobile], v[batch.mobile])
+        rows = batch.mobile.nonzero()[:, 0]
+        return self.read_out(s.index_select(0, rows), v.index_select(0, rows))
 
 
 class ForceField(nn.Module):
@@ -223,10 +224,10 @@ class ForceField(nn.Module):
             batch = batch.with_positions(positions)
             deeper = (batch.tags > 1).long() if self.lift else 0
             s = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
-            v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
             core = self._core(batch, edges, edges.vectors(batch))  # (N,)
             vectors = edges.vectors(lifted(batch, self.lift))
-            s, v = self.painn(s, v, edges, vectors.detach() if self.direct else vectors)
+            with torch.set_grad_enabled(self.training or not self.direct):
+                s, v = self.painn(s, None, edges, vectors.detach() if self.direct else vectors)
             per_atom = self.energy(s)[:, 0] * self.scale + core
             energy = torch.zeros(batch.n_structures, dtype=s.dtype).index_add(0, batch.batch, per_atom)
             differentiated = core if self.direct else energy

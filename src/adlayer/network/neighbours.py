@@ -18,17 +18,27 @@ from adlayer.network.graph import Batch
 
 @dataclass(frozen=True)
 class Edges:
-    """Directed edges of a batch, sorted by receiver."""
+    """Directed edges of a batch. ``paired``: the second half is the first the other way round, edge for edge."""
 
     receiver: Tensor  # (E,) atom i
     sender: Tensor  # (E,) atom j
     shift: Tensor  # (E, 2) lattice steps of the sender's image, in the batch's floating-point type
+    paired: bool = False
+
+    @property
+    def n_pairs(self) -> int:
+        """Edges that differ in length: E/2 where they are paired, else E."""
+        return len(self.receiver) // (2 if self.paired else 1)
 
     def vectors(self, batch: Batch) -> Tensor:
         """``x_j + shift·cell − x_i`` (E, 3), differentiable in the positions."""
-        offset = torch.einsum("es,esk->ek", self.shift, batch.cell[batch.batch[self.receiver]])  # (E, 2)
-        between = batch.positions[self.sender] - batch.positions[self.receiver]
-        return between + torch.nn.functional.pad(offset, (0, 1))
+        n = self.n_pairs
+        receiver, sender = self.receiver[:n], self.sender[:n]
+        cell = batch.cell.index_select(0, batch.batch.index_select(0, receiver))  # (P, 2, 2)
+        offset = (self.shift[:n, :, None] * cell).sum(dim=1)  # (P, 2)
+        between = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
+        between = between + torch.nn.functional.pad(offset, (0, 1))
+        return torch.cat([between, -between]) if self.paired else between
 
     def keep(self, mask: Tensor) -> Edges:
         """The edges where ``mask`` (E,) is true."""
@@ -47,19 +57,21 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
     mobile = batch.mobile.numpy()
     cells = batch.cell.double().numpy()
     ends = np.cumsum(np.bincount(batch.batch.numpy(), minlength=len(cells)))
-    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    finder = NeighborList(cutoff=cutoff, full_list=False, sorted=True)
     parts = []
     for cell, start, end in zip(cells, np.concatenate([[0], ends[:-1]]), ends, strict=True):
         box = np.eye(3)
         box[:2, :2] = cell
         box[2, 2] = np.ptp(positions[start:end, 2]) + cutoff + 1.0
         i, j, shift = finder.compute(positions[start:end], box, [True, True, False], "ijS")
-        i, j = i.astype(np.int64) + start, j.astype(np.int64) + start
-        if not among_substrate:
-            touching = mobile[i] | mobile[j]
-            i, j, shift = i[touching], j[touching], shift[touching]
-        parts.append((i, j, shift[:, :2]))
-    receiver, sender, shift = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts.append((i.astype(np.int64) + start, j.astype(np.int64) + start, shift[:, :2]))
+    i, j, shift = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not among_substrate:
+        touching = (mobile[i] | mobile[j]).nonzero()[0]
+        i, j, shift = i[touching], j[touching], shift[touching]
     return Edges(
-        torch.from_numpy(receiver), torch.from_numpy(sender), torch.from_numpy(shift).to(batch.positions.dtype)
+        torch.from_numpy(np.concatenate([i, j])),
+        torch.from_numpy(np.concatenate([j, i])),
+        torch.from_numpy(np.concatenate([shift, -shift])).to(batch.positions.dtype),
+        paired=True,
     )

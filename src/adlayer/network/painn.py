@@ -15,11 +15,16 @@ Without conditions it is the published network.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from adlayer.network.neighbours import Edges
+
+# Not used, and freed at once: the GNU allocator learns from a mapped block just below its limit of 32 MiB to keep freed
+# memory. Otherwise most of the time goes into mapping every intermediate result anew.
+torch.empty(31 << 20, dtype=torch.uint8)
 
 
 class RadialBasis(nn.Module):
@@ -41,6 +46,61 @@ def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     return 0.5 * (1.0 + torch.cos(math.pi / cutoff * distance)) * (distance < cutoff)
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """What a message needs of the edges: E edges, in P pairs of the same length or each for itself (P = E).
+
+    Vectors are held component by component, (3, N, F), so that products run over contiguous memory.
+    """
+
+    receiver: Tensor  # (E,)
+    sender: Tensor  # (E,)
+    basis: Tensor  # (P, n + 1) radial functions and 1, times the cutoff function
+    unit: Tensor  # (3, P); the second half of paired edges points the other way
+    n_senders: int
+    n_receivers: int
+    n_ways: int  # E/P
+
+    def onto(self, rows: Tensor) -> Geometry:
+        """The edges that end on the atoms where ``rows`` (N,) is true, which are then numbered from 0."""
+        chosen = rows.index_select(0, self.receiver).nonzero()[:, 0]
+        number, pair = rows.cumsum(0) - 1, chosen % len(self.basis)
+        sign = 1.0 - 2.0 * (chosen >= len(self.basis)).to(self.unit.dtype)
+        return Geometry(
+            number.index_select(0, self.receiver.index_select(0, chosen)),
+            self.sender.index_select(0, chosen),
+            self.basis.index_select(0, pair),
+            self.unit.index_select(1, pair) * sign,
+            self.n_senders,
+            int(rows.sum()),
+            1,
+        )
+
+    def sent(self, values: Tensor, *, signed: bool = False) -> Tensor:
+        """(C, N, F) at the senders, by way and pair (C, E/P, P, F); ``signed``: minus on the way back."""
+        c, n, f = values.shape
+        if signed and self.n_ways == 2:
+            there, back = self.sender.chunk(2)
+            rows = torch.cat([there, back + n])
+            return torch.cat([values[0], -values[0]]).index_select(0, rows).view(1, 2, -1, f)
+        gathered = values.reshape(-1, f).index_select(0, _repeated(self.sender, c, n))
+        return gathered.view(c, self.n_ways, len(self.basis), f)
+
+    def summed(self, messages: Tensor) -> Tensor:
+        """(C, E/P, P, F) summed at the receivers (C, R, F)."""
+        c, f = len(messages), messages.shape[-1]
+        rows = _repeated(self.receiver, c, self.n_receivers)
+        total = messages.new_zeros(c * self.n_receivers, f).index_add(0, rows, messages.reshape(-1, f))
+        return total.view(c, self.n_receivers, f)
+
+
+def _repeated(index: Tensor, times: int, n: int) -> Tensor:
+    """Indices into a table repeated ``times``, each ``n`` rows long."""
+    if times == 1:
+        return index
+    return (index + n * torch.arange(times)[:, None]).flatten()
+
+
 class Interaction(nn.Module):
     """The message of PaiNN, Eqs. 7 and 8."""
 
@@ -51,23 +111,19 @@ class Interaction(nn.Module):
         self.condition = nn.Linear(n_condition, features) if n_condition else None
 
     def forward(
-        self,
-        s: Tensor,
-        v: Tensor,
-        condition: Tensor | None,
-        edges: Edges,
-        radial: Tensor,
-        envelope: Tensor,
-        unit: Tensor,
+        self, s: Tensor, v: Tensor | None, condition: Tensor | None, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
+        """``Δs`` (R, F) and ``Δv`` (3, R, F) of (N, F) and (3, N, F); no ``v`` stands for zeros."""
         if self.condition is not None:
-            s_in = s + self.condition(condition)
-        else:
-            s_in = s
-        filters = self.filter(radial) * envelope[:, None]  # (E, 3F)
-        scalar, gate, direction = (self.context(s_in)[edges.sender] * filters).chunk(3, dim=-1)  # (E, F) each
-        moved = v[edges.sender] * gate[:, None] + unit[:, :, None] * direction[:, None]  # (E, 3, F)
-        return s.index_add(0, edges.receiver, scalar), v.index_add(0, edges.receiver, moved)
+            s = s + self.condition(condition)
+        scalar, gate, direction = self.context(s).chunk(3, dim=-1)  # (N, F) each
+        weights = torch.cat([self.filter.weight, self.filter.bias[:, None]], dim=1).chunk(3)  # (F, n + 1) each
+        parts = [geometry.basis @ weight.T for weight in weights]  # (P, F) each
+        along = (geometry.unit[:, :, None] * parts[2])[:, None]  # (3, 1, P, F)
+        moved = geometry.sent(direction[None], signed=True) * along
+        if v is not None:
+            moved = moved + geometry.sent(v * gate) * parts[1]
+        return geometry.summed(geometry.sent(scalar[None]) * parts[0])[0], geometry.summed(moved)
 
 
 class Mixing(nn.Module):
@@ -81,13 +137,13 @@ class Mixing(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, s: Tensor, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        v_norm, v_mix = self.channels(v).chunk(2, dim=-1)  # (N, 3, F) each
-        norm = torch.sqrt((v_norm**2).sum(dim=1) + self.epsilon)  # (N, F)
+        v_norm, v_mix = self.channels(v).chunk(2, dim=-1)  # (3, N, F) each
+        norm = torch.sqrt((v_norm**2).sum(dim=0) + self.epsilon)  # (N, F)
         joined = torch.cat([s, norm], dim=-1)
         if self.condition is not None:
             joined = joined + self.condition(condition)
         scalar, gate, product = self.context(joined).chunk(3, dim=-1)  # (N, F) each
-        return s + scalar + product * (v_norm * v_mix).sum(dim=1), v + gate[:, None] * v_mix
+        return s + scalar + product * (v_norm * v_mix).sum(dim=0), v + gate * v_mix
 
 
 class PaiNN(nn.Module):
@@ -111,7 +167,7 @@ class PaiNN(nn.Module):
     def forward(
         self,
         s: Tensor,
-        v: Tensor,
+        v: Tensor | None,
         edges: Edges,
         vectors: Tensor,
         condition: Tensor | None = None,
@@ -122,7 +178,7 @@ class PaiNN(nn.Module):
         Parameters
         ----------
         s, v
-            Initial scalars (N, F) and vectors (N, 3, F).
+            Initial scalars (N, F) and vectors (N, 3, F); ``None`` for vectors that are all zero.
         edges, vectors
             The edges and their vectors ``r_ij`` (E, 3), Å.
         condition
@@ -130,23 +186,33 @@ class PaiNN(nn.Module):
         read_out
             Mask (N,): atoms whose result is wanted. Others need no last interaction and keep what they had before it.
         """
-        vectors, distance, edges = self._within(vectors, edges)
-        radial, envelope = self.radial(distance), cosine_cutoff(distance, self.cutoff)
-        unit = vectors / distance[:, None]
-        last = len(self.interactions) - 1
-        for k, (interaction, mixing) in enumerate(zip(self.interactions, self.mixings, strict=True)):
-            if k == last and read_out is not None:
-                wanted = read_out[edges.receiver]
-                edges = edges.keep(wanted)
-                radial, envelope, unit = radial[wanted], envelope[wanted], unit[wanted]
-            s, v = interaction(s, v, condition, edges, radial, envelope, unit)
-            s, v = mixing(s, v, condition)
-        return s, v
+        geometry = self._geometry(edges, vectors, len(s))
+        kept = None if v is None else v.transpose(0, 1).contiguous()  # (3, N, F)
+        layers = list(zip(self.interactions, self.mixings, strict=True))
+        for interaction, mixing in layers if read_out is None else layers[:-1]:
+            ds, dv = interaction(s, kept, condition, geometry)
+            s, kept = mixing(s + ds, dv if kept is None else kept + dv, condition)
+        kept = s.new_zeros(3, *s.shape) if kept is None else kept
+        if read_out is not None:
+            interaction, mixing = layers[-1]
+            rows = read_out.nonzero()[:, 0]
+            ds, dv = interaction(s, kept, condition, geometry.onto(read_out))
+            theirs = None if condition is None else condition.index_select(0, rows)
+            read, moved = mixing(s.index_select(0, rows) + ds, kept.index_select(1, rows) + dv, theirs)
+            s, kept = s.index_copy(0, rows, read), kept.index_copy(1, rows, moved)
+        return s, kept.transpose(0, 1)
 
-    def _within(self, vectors: Tensor, edges: Edges) -> tuple[Tensor, Tensor, Edges]:
-        """Drop edges beyond the cutoff (a list made with a skin has them); keep lengths away from 0."""
-        distance = torch.sqrt((vectors**2).sum(dim=-1) + 1e-12)  # (E,)
-        inside = distance < self.cutoff
-        if bool(inside.all()):
-            return vectors, distance, edges
-        return vectors[inside], distance[inside], edges.keep(inside)
+    def _geometry(self, edges: Edges, vectors: Tensor, n_atoms: int) -> Geometry:
+        """Of the edges within the cutoff (a list made with a skin has others); lengths are kept away from 0."""
+        pairs = edges.n_pairs
+        distance = torch.sqrt((vectors[:pairs] ** 2).sum(dim=-1) + 1e-12)  # (P,)
+        inside = (distance < self.cutoff).nonzero()[:, 0]
+        receiver, sender = edges.receiver, edges.sender
+        if len(inside) < pairs:
+            every = inside if pairs == len(receiver) else torch.cat([inside, inside + pairs])
+            receiver, sender, vectors = (x.index_select(0, every) for x in (receiver, sender, vectors))
+            distance = distance.index_select(0, inside)
+        envelope = cosine_cutoff(distance, self.cutoff)[:, None]
+        basis = torch.cat([self.radial(distance) * envelope, envelope], dim=-1)
+        unit = vectors[: len(distance)].T.contiguous() / distance
+        return Geometry(receiver, sender, basis, unit, n_atoms, n_atoms, 2 if edges.paired else 1)

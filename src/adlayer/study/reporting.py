@@ -157,7 +157,7 @@ def _phase_figures(
 
 def judge(
     sets: Mapping[str, Sequence[Atoms]],
-    directory: str | Path,
+    directory: FilePath,
     *,
     title: str,
     reference: str | None = None,

@@ -137,19 +137,26 @@ def denoising_loss(
     return score_matching_loss(predicted, target, scale, domain)
 
 
-def force_field_loss(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, mean absolute errors of energy (eV per atom) and force components (eV/Å)."""
+def _force_field_errors(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    """Errors of energy (B,), eV per atom, and of forces (N, 3), eV/Å."""
     batch, energies, forces = collate_frames(frames)
     energy, predicted = model.force_field(batch)
     zero = torch.zeros(len(energies), dtype=energy.dtype)
     baseline = model.force_field.total_energy(batch, zero)
     counts = torch.bincount(batch.batch).to(energy.dtype)
-    energy_error = (energy - (energies - baseline).to(energy.dtype)) / counts  # (B,)
-    force_error = predicted - forces  # (N, 3)
-    huber = torch.nn.functional.smooth_l1_loss
-    loss = huber(energy_error / ENERGY_UNIT, torch.zeros_like(energy_error))
-    loss = loss + huber(force_error / FORCE_UNIT, torch.zeros_like(force_error))
-    return loss, energy_error.detach().abs().mean(), force_error.detach().abs().mean()
+    return (energy - (energies - baseline).to(energy.dtype)) / counts, predicted - forces
+
+
+def _huber(error: Tensor, unit: float) -> Tensor:
+    """Sum of the Huber losses of errors in a unit."""
+    return torch.nn.functional.smooth_l1_loss(error / unit, torch.zeros_like(error), reduction="sum")
+
+
+def force_field_loss(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, mean absolute errors of energy (eV per atom) and force components (eV/Å)."""
+    energy, force = _force_field_errors(model, frames)
+    loss = _huber(energy, ENERGY_UNIT) / energy.numel() + _huber(force, FORCE_UNIT) / force.numel()
+    return loss, energy.detach().abs().mean(), force.detach().abs().mean()
 
 
 def make_model(dataset: Dataset, architecture: Architecture, settings: Settings) -> Model:
@@ -348,15 +355,19 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
 
 
 def _force_field_gradients(model: Model, dataset: Dataset, settings: Settings, step: int) -> float:
-    """Accumulate the gradients of one batch of frames for the force field."""
+    """Accumulate the gradients of one batch of frames for the force field, a few at a time: they then fit the cache."""
     if not (settings.force_batch and dataset.frames):
         return 0.0
     rng = np.random.default_rng([settings.seed, step, 1])
     frames = [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
-    loss, *_ = force_field_loss(model, frames)
-    loss.backward()
+    n_components, total = 3 * sum(len(f.numbers) for f in frames), 0.0
+    for first in range(0, len(frames), CACHE_BLOCK):
+        energy, force = _force_field_errors(model, frames[first : first + CACHE_BLOCK])
+        loss = _huber(energy, ENERGY_UNIT) / len(frames) + _huber(force, FORCE_UNIT) / n_components
+        loss.backward()
+        total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.force_field.parameters(), 5.0)
-    return float(loss.detach())
+    return total
 
 
 def _step(
