@@ -31,7 +31,22 @@ def test_generate_is_reproducible_masked_and_confined(adlayer: Run, substrate: P
     for name in ("a.extxyz", "b.extxyz"):
         file = tmp_path / name
         status, out, _ = adlayer(
-            "generate", MODEL, substrate, "--formula", "Ag3O", "-n", 3, "--steps", 5, "--seed", 4, "-o", file, "--json"
+            "generate",
+            MODEL,
+            substrate,
+            "--formula",
+            "Ag3O",
+            "-n",
+            3,
+            "--steps",
+            5,
+            "--refine",
+            1,
+            "--seed",
+            4,
+            "-o",
+            file,
+            "--json",
         )
         assert status == 0
         result = json.loads(out.strip().splitlines()[-1])

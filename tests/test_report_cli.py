@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,11 +54,16 @@ def test_report_of_a_search_with_its_phases(tmp_path: Path, adlayer: Run, databa
 
 def test_several_sources_are_sets_of_one_page(tmp_path: Path, adlayer: Run, database: Path) -> None:
     second = tmp_path / "low.extxyz"
-    write_structures(second, read_structures(database)[:2])
-    status, _, err = adlayer("report", database, second, "-o", tmp_path / "page", "--no-phases")
+    low = read_structures(database)[:2]
+    write_structures(second, low)
+    status, _, err = adlayer("report", second, database, "-o", tmp_path / "page", "--no-phases")
     assert status == 0, err
     text = (tmp_path / "page" / "index.html").read_text()
-    assert "<title>search</title>" in text
+    assert "<title>low</title>" in text
+    formulas = [a.get_chemical_formula() for a in read_structures(tmp_path / "page" / "page" / "structures.extxyz")]
+    assert len(set(formulas)) == 2
+    assert formulas == sorted(formulas, key=lambda formula: formula != low[0].get_chemical_formula())
+    assert re.search(r">search</th>.*<td>–</td><td>–</td></tr>", text)  # other compositions: no distance
     assert all(f">{name}</th>" in text for name in ("search", "low"))
     with (tmp_path / "page" / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,7 @@
-"""The tutorial is true: every command and snippet of docs/tutorial.md runs, and prints what it says it prints."""
+"""The tutorial is true: every command and snippet of docs/tutorial.md runs, and prints what it says it prints.
+
+Below a command stand lines of its output, below a snippet a block of text with lines of its; see :func:`missing`.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,6 @@ def test_every_picture_and_page_is_there() -> None:
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
 
 
-@pytest.mark.slow
 def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adlayer: Run) -> None:
     pytest.importorskip("sevenn")
     for data in DATA.glob("*.db.xz"):

@@ -55,7 +55,11 @@ class GenerateTable(_Table):
     n: int = Field(default=24, ge=1, description="number of structures")
     preset: str = Field(default="default", description="default or paper")
     steps: int | None = Field(default=None, ge=1, description="steps of the solver")
-    refine: int = Field(default=0, ge=0, description="rounds of noising, denoising and relaxing, the lower one kept")
+    refine: int | None = Field(
+        default=None,
+        ge=0,
+        description="rounds of noising, denoising and relaxing, the lower one kept; default: the preset's",
+    )
     window: tuple[float, float] | None = Field(
         default=None, description="confinement above the top layer, Å; default: the surface's"
     )

@@ -98,7 +98,7 @@ def test_every_solver(make: Make, substrate: Atoms, solver: str, stochasticity: 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset(make: Make, substrate: Atoms, preset: str) -> None:
-    settings = replace(PRESETS[preset], steps=6)
+    settings = replace(PRESETS[preset], steps=6, refine=min(2, PRESETS[preset].refine))
     for atoms in make(settings=settings).structures:
         _check(atoms, substrate, "Ag2O")
 

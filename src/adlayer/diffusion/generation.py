@@ -25,7 +25,7 @@ from adlayer.diffusion.guidance import ForceGuidance, classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, PaperKernel, uniform
 from adlayer.diffusion.schedule import LinearBeta, sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Heun, Langevin, Multistep, Score, Solver, sample
-from adlayer.energies.batched import relax_batch
+from adlayer.energies.batched import BatchedRelaxation, relax_batch
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.model import Model, composition_fractions, condition_row
@@ -34,6 +34,8 @@ from adlayer.structures.substrate import check_substrate
 
 SOLVERS = ("multistep", "heun", "euler")
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
+_FIRST_STEPS = 25  # of a relaxation, after which those that are done or hopeless are left out
+_HOPELESS = 0.5  # eV
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Sampling:
     Å; ``corrector`` Langevin steps follow each step below 0.5 Å. ``relax_steps`` bounds the relaxation in the learned
     force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.4
     and 0.9 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
-    with moves that the denoiser proposes, at no cost in force calls of a real calculator.
+    with moves that the denoiser proposes, at no cost in force calls of a real calculator (none without ``relax_steps``).
     """
 
     steps: int = 50
@@ -69,7 +71,7 @@ class Sampling:
 
 
 PRESETS = {
-    "default": Sampling(),
+    "default": Sampling(refine=40),
     "paper": Sampling(
         steps=1000, solver="euler", published_levels=True, energy=None, guidance=1e-4, guidance_gate=None, relax_steps=0
     ),
@@ -239,40 +241,61 @@ def _run_block(
     if trajectory is not None:
         by_sample = np.stack(frames, axis=1).reshape(len(numbers), len(symbols), len(frames), 3)
         trajectory.extend([list(s.transpose(1, 0, 2)) for s in by_sample])
-    if settings.relax_steps or settings.refine:
+    if settings.relax_steps:
         positions, energies = _settle(block, positions, settings.relax_steps)
     low, high = _REFINE_LEVELS
-    for _ in range(settings.refine):
+    for _ in range(settings.refine if settings.relax_steps else 0):
         level = low * (high / low) ** draw("random", (1,))  # (B,)
         noisy = block.kernel.perturb(positions, level, draw("standard_normal"), block.domain)
         levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
-        trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps)
+        trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps, energies + _HOPELESS)
         lower = trial_energies < energies  # (B,); false for NaN
         positions = torch.where(block.domain.per_atom(lower)[:, None], trial, positions)
         energies = torch.where(lower, trial_energies, energies)
     return _structures(block, start, positions, len(substrate)), block.network_calls, block.force_calls
 
 
-def _settle(block: _Block, positions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _relax(block: _Block, whole: Batch, steps: int, limit: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions (N, 3) and energies (B,) relaxed in the learned force field, in two goes.
+
+    What has not converged in the first goes on without the others, unless it lies above its ``limit`` (B,), eV.
+    """
+
+    def relax(part: Batch, fixed: Tensor, steps: int) -> BatchedRelaxation:
+        def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
+            block.force_calls += part.n_structures
+            result: tuple[Tensor, Tensor] = block.model.force_field(part.with_positions(positions))
+            return result
+
+        return relax_batch(energies_and_forces, part.positions, part.batch, fixed, fmax=0.05, max_steps=steps)
+
+    first = relax(whole, block.fixed, min(steps, _FIRST_STEPS))
+    left = ~first.converged & torch.isfinite(first.energies)
+    if limit is not None:
+        left = left & (first.energies < limit)
+    if steps <= _FIRST_STEPS or not bool(left.any()):
+        return first.positions, first.energies
+    part, atoms = whole.with_positions(first.positions).subset(left)
+    second = relax(part, block.fixed[atoms], steps - _FIRST_STEPS)
+    positions, energies = first.positions.clone(), first.energies.clone()
+    positions[atoms], energies[left] = second.positions, second.energies
+    return positions, energies
+
+
+def _settle(block: _Block, positions: Tensor, steps: int, limit: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Relax in the learned force field, all atoms that ``FixAtoms`` leaves free.
 
     Returns the overlayer (M, 3), to be put back on the bare substrate as in the training data and clipped at the walls,
     and the relaxed energies (B,) in eV. A structure that breaks stays as it was, its energy infinite.
     """
-
-    def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
-        block.force_calls += block.batch.n_structures
-        result: tuple[Tensor, Tensor] = block.model.force_field(block.batch.with_positions(positions))
-        return result
-
     whole = block.at(positions)
-    result = relax_batch(energies_and_forces, whole.positions, whole.batch, block.fixed, fmax=0.05, max_steps=steps)
-    relaxed, window = result.positions[block.mobile], block.domain.per_atom(whole.window)
+    moved, final = _relax(block, whole, steps, limit)
+    relaxed, window = moved[block.mobile], block.domain.per_atom(whole.window)
     z = torch.minimum(torch.maximum(relaxed[:, 2], window[:, 0]), window[:, 1])
     relaxed = torch.cat([relaxed[:, :2], z[:, None]], dim=1)
     unsound = (~torch.isfinite(relaxed).all(dim=1)).float()
     broken = torch.zeros(whole.n_structures).index_add(0, block.domain.batch, unsound) > 0  # (B,)
-    energies = torch.where(broken, torch.full_like(result.energies, torch.inf), result.energies)
+    energies = torch.where(broken, torch.full_like(final, torch.inf), final)
     return torch.where(block.domain.per_atom(broken)[:, None], positions, relaxed), energies
 
 

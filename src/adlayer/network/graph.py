@@ -39,6 +39,16 @@ class Batch:
         """The same structures with other positions (N, 3)."""
         return replace(self, positions=positions)
 
+    def subset(self, chosen: Tensor) -> tuple[Batch, Tensor]:
+        """The ``chosen`` structures (B,) bool alone, and the mask (N,) of their atoms."""
+        atoms = chosen[self.batch]
+        number = torch.cumsum(chosen.long(), 0) - 1  # of each structure among the chosen
+        part = Batch(
+            self.numbers[atoms], self.positions[atoms], self.tags[atoms], number[self.batch[atoms]],
+            self.cell[chosen], self.window[chosen],
+        )  # fmt: skip
+        return part, atoms
+
     def to(self, dtype: torch.dtype) -> Batch:
         """Floating-point fields in another precision."""
         fields = {name: getattr(self, name).to(dtype) for name in ("positions", "cell", "window")}
@@ -54,5 +64,5 @@ def to_batch(structures: Sequence[Atoms], dtype: torch.dtype = torch.float32) ->
         tags=torch.from_numpy(np.concatenate([a.get_tags() for a in structures])).long(),
         batch=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
         cell=torch.from_numpy(np.stack([a.cell.array[:2, :2] for a in structures])).to(dtype),
-        window=torch.tensor([a.info["confinement"] for a in structures], dtype=dtype),
+        window=torch.from_numpy(np.array([a.info["confinement"] for a in structures])).to(dtype),
     )

@@ -146,6 +146,8 @@ def rank(
 ) -> list[Entry]:
     """Unique structures of all sets together, the lowest above zero first; of equals, those found more often.
 
+    Compositions that the first set does not hold come after those that it holds.
+
     Parameters
     ----------
     sets
@@ -164,7 +166,9 @@ def rank(
     hits = set(matched)
     heights = [above_zero(pooled[group[0]], levels) for group in duplicates]
     known = [np.inf if height is None else height for height in heights]
-    order = sorted(range(len(duplicates)), key=lambda g: (known[g], -len(duplicates[g])))
+    own = {atoms.get_chemical_formula() for atoms in next(iter(sets.values()), [])}
+    foreign = [pooled[group[0]].get_chemical_formula() not in own for group in duplicates]
+    order = sorted(range(len(duplicates)), key=lambda g: (foreign[g], known[g], -len(duplicates[g])))
     return [
         Entry(
             rank=place,

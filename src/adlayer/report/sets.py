@@ -12,7 +12,13 @@ import numpy as np
 from ase import Atoms
 from matplotlib.figure import Figure
 
-from adlayer.analysis.compare import distribution_distance, relaxation_cost, row_values, success_curve
+from adlayer.analysis.compare import (
+    DistributionDistance,
+    distribution_distance,
+    relaxation_cost,
+    row_values,
+    success_curve,
+)
 from adlayer.report.entries import NONE, Sets, above_zero, interval_text, signed
 from adlayer.report.figures import energy_distribution, relaxation_figure, success_figure
 
@@ -25,13 +31,14 @@ def _energies(structures: Sequence[Atoms], levels: Mapping[str, float]) -> np.nd
 
 
 def set_rows(sets: Sets, levels: Mapping[str, float]) -> list[dict[str, str]]:
-    """The table that sets the groups side by side; differences are those from the first group."""
-    first = _energies(next(iter(sets.values())), levels)
+    """The table that sets the groups side by side; differences are those from the first group,
+    where the compositions are the same."""
+    first = next(iter(sets.values()))
     rows = []
     for place, (name, structures) in enumerate(sets.items()):
         energies, cost = _energies(structures, levels), relaxation_cost(structures)
         known = len(row_values(structures, "converged"))
-        difference = distribution_distance(first, energies) if place and len(first) and len(energies) else None
+        difference = _difference(first, structures, levels) if place else None
         rows.append(
             {
                 "name": name,
@@ -46,6 +53,15 @@ def set_rows(sets: Sets, levels: Mapping[str, float]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _difference(
+    first: Sequence[Atoms], second: Sequence[Atoms], levels: Mapping[str, float]
+) -> DistributionDistance | None:
+    """Of the energies of two sets, or ``None`` where their compositions differ or no energy is known."""
+    a, b = _energies(first, levels), _energies(second, levels)
+    same = {x.get_chemical_formula() for x in first} == {x.get_chemical_formula() for x in second}
+    return distribution_distance(a, b) if same and len(a) and len(b) else None
 
 
 def _success(sets: Sets, levels: Mapping[str, float]) -> Figure | None:

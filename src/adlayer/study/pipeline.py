@@ -258,7 +258,7 @@ def demo(directory: str, *, n: int = 24, seed: int = 0, reporter: Reporter | Non
         reference=DEMO_REFERENCE,
         surface=SurfaceTable(name="Ag(111)", layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0)),
         search=[SearchTable(cell="p(4x2)", formulas=["Ag6O3"])],
-        generate=GenerateTable(cell="p(4x4)", formula="Ag12O6", n=n, refine=20),
+        generate=GenerateTable(cell="p(4x4)", formula="Ag12O6", n=n),
     )
     with resources.as_file(resources.files("adlayer") / "data" / DEMO_MODEL) as model:
         if not model.is_file():
