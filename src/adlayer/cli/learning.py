@@ -72,7 +72,7 @@ def generate(
         int | None, typer.Option(min=0, help="Steps of the final relaxation in the learned force field.")
     ] = None,
     refine: Annotated[
-        int | None, typer.Option(min=0, help="Rounds of noising, denoising and relaxing that keep what is lower; 0: none.")
+        int | None, typer.Option(min=0, help="Rounds of noising, denoising and relaxing that keep what is lower.")
     ] = None,
     workers: Workers = None,
     trajectory: Annotated[str | None, typer.Option(metavar="FILE", help="Write the reverse process too.")] = None,

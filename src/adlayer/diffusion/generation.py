@@ -50,7 +50,8 @@ class Sampling:
     Å; ``corrector`` Langevin steps follow each step below 0.5 Å. ``relax_steps`` bounds the relaxation in the learned
     force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.4
     and 0.9 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
-    with moves that the denoiser proposes, at no cost in force calls of a real calculator (none without ``relax_steps``).
+    with moves that the denoiser proposes, at no cost in force calls of a real calculator. Without ``relax_steps``
+    there is none.
     """
 
     steps: int = 50

@@ -334,8 +334,8 @@ def generate_into(
         for number, atoms in enumerate(made.structures, start=block.first):
             row = atoms.info.pop("row")
             if tasks[number] not in present:
-                keys = {**row, "model": fingerprint, "task": tasks[number], "n_steps": 0, "n_force_calls": 0, "cpu_s": share}
-                write_row(database, atoms, keys)
+                spent = {"n_steps": 0, "n_force_calls": 0, "cpu_s": share}
+                write_row(database, atoms, {**row, "model": fingerprint, "task": tasks[number], **spent})
         films[block.first] = made.film
         network_calls, force_calls, cpu = (
             network_calls + made.network_calls,
