@@ -4,7 +4,7 @@
     python examples/silver_oxide/headline.py plain -n 96                 # without refinement
     python examples/silver_oxide/headline.py paper -n 32                 # the published sampler's settings
     python examples/silver_oxide/headline.py random -n 24                # random search in the large cell
-    python examples/silver_oxide/headline.py summary                     # table, headline.json, headline.png
+    python examples/silver_oxide/headline.py summary                     # table, json, figures, p4x4.db.xz
 
 Two layers, the lower one fixed, lattice constant 4.167 Å, fmax 0.05 eV/Å, at most 300 steps. Each set has a database of
 its own under ``runs/headline``; stop it at any moment and run it again. Ag6 is recognised by lateral topology. Energies
@@ -13,8 +13,10 @@ are above the lowest structure known, the Ag6 model (-145.506 eV). Raw energies 
 
 import argparse
 import json
+import lzma
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
@@ -29,7 +31,7 @@ from adlayer.analysis.references import reference
 from adlayer.energies.relaxing import relax_into_database
 from adlayer.energies.search import search
 from adlayer.report.figures import energy_distribution, success_figure
-from adlayer.structures.store import connect, read_structures
+from adlayer.structures.store import connect, read_structures, write_row
 from adlayer.structures.substrate import build_substrate
 from adlayer.study.learning import generate_into, sampling_settings
 from adlayer.training.checkpoint import model_hash
@@ -129,9 +131,20 @@ def summary() -> None:
     for key in keys:
         print(f"{key:30}", *(f"{json.dumps(result.get(key)):>48}" for result, _, _ in found.values()))
     energy_distribution({n: e for n, (_, e, _) in found.items()}).savefig(HERE / "headline.png", dpi=150)
+    _pack(HERE / "p4x4.db.xz")
     budget = 3000.0
     curves = {n: success_curve(_is_ag6(n), c, budget=budget) for n, (_, _, c) in found.items()}
     success_figure(curves).savefig(HERE / "headline-success.png", dpi=150)
+
+
+def _pack(target: Path) -> None:
+    """The refined and relaxed structures, without their paths, as the database that ships."""
+    with tempfile.TemporaryDirectory() as folder:
+        packed = connect(Path(folder) / "p4x4.db")
+        for atoms in read_structures(RUNS / "refined.db", "stage=relaxed"):
+            row = atoms.info.pop("row")
+            write_row(packed, atoms, {k: v for k, v in row.items() if k not in ("id", "calculator")})
+        target.write_bytes(lzma.compress((Path(folder) / "p4x4.db").read_bytes(), preset=9))
 
 
 def _is_ag6(name: str) -> np.ndarray:

@@ -113,7 +113,10 @@ def test_killed_and_interrupted_it_goes_on(substrate: Atoms, whole: tuple[Path, 
     ]  # fmt: skip
     for number, status in ((signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
         enough = database.count() + 2
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by jobs in the background
+        )  # fmt: skip
         try:
             deadline = time.monotonic() + 60
             while database.count() < enough:
