@@ -178,7 +178,7 @@ class ForceField(nn.Module):
     elements, features, interactions, n_radial, cutoff, lift
         As for :class:`Denoiser`.
     direct
-        Read forces out of the vectors, do not differentiate the energy: three times faster, not conservative.
+        Read forces out of the vectors, do not differentiate the energy: about twice as fast, not conservative.
     """
 
     radii: Tensor
