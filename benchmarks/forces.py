@@ -38,7 +38,6 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms, units
-from ase.constraints import FixAtoms
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
@@ -48,6 +47,7 @@ from adlayer.energies.calculators import DEFAULT, identify, make_calculator
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.structures.store import connect, rows_in_order
+from adlayer.structures.substrate import fixed_mask
 from adlayer.training.checkpoint import load_model, save_model
 from adlayer.training.dataset import Frame, Row, composition_baseline
 from adlayer.training.trainer import collate_frames, force_field_loss
@@ -141,17 +141,9 @@ def _at(search: Search, frame: int) -> Atoms:
     return atoms
 
 
-def _fixed(atoms: Atoms) -> np.ndarray:
-    mask = np.zeros(len(atoms), dtype=bool)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            mask[constraint.index] = True
-    return mask
-
-
 def _relax(model: Model, starts: list[Atoms]) -> tuple[dict[str, np.ndarray], list[Atoms]]:
     batch = to_batch(starts)
-    fixed = torch.from_numpy(np.concatenate([_fixed(a) for a in starts]))
+    fixed = torch.from_numpy(np.concatenate([fixed_mask(a) for a in starts]))
 
     def call(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         interaction, forces = model.force_field(batch.with_positions(positions.float()))
@@ -227,7 +219,7 @@ def dynamics(path: Path, held: Sequence[Search], seed: int) -> dict[str, np.ndar
     drifts, scatters = [], []
     for k, search in enumerate(held):
         atoms = _at(search, -1)
-        free = len(atoms) - int(_fixed(atoms).sum())
+        free = len(atoms) - int(fixed_mask(atoms).sum())
         thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng([seed, k]))
         atoms.calc = calculator
         run, totals = VelocityVerlet(atoms, timestep=1.0 * units.fs), []

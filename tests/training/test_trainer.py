@@ -12,6 +12,7 @@ import torch
 
 from adlayer.diffusion.kernels import ExactKernel, PaperKernel
 from adlayer.diffusion.schedule import LinearBeta, sigma_max_for
+from adlayer.errors import UserError
 from adlayer.network.model import Architecture, Model
 from adlayer.training import trainer
 from adlayer.training.checkpoint import TrainingState, load_state, save_state
@@ -239,3 +240,24 @@ def test_gradients_in_parts_are_those_of_the_whole(
         found.append([torch.tensor(loss), *(p.grad for p in model.force_field.parameters() if p.grad is not None)])
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_learns_on_from_another(dataset: Dataset, tiny: Architecture) -> None:
+    """With no structures in a step, the denoiser stays as it was and the force field goes on from where it was."""
+    first = train(dataset, tiny, SETTINGS)
+    still = train(dataset, Architecture(), replace(SETTINGS, batch=0, learning_rate=0.0), start=first)
+    assert still.card.architecture == tiny  # the start's, whatever is asked for
+    assert _equal(first, still)
+    on = train(dataset, tiny, replace(SETTINGS, batch=0), start=first)
+    assert _equal(first.denoiser, on.denoiser)
+    assert not _equal(first.force_field, on.force_field)
+    assert torch.equal(first.force_field.baseline, on.force_field.baseline)
+
+
+def test_a_start_that_does_not_fit_is_refused(dataset: Dataset, tiny: Architecture) -> None:
+    first = make_model(dataset, tiny, SETTINGS)
+    with pytest.raises(UserError, match="to start from has the kernel exact, the training paper"):
+        train(dataset, tiny, replace(SETTINGS, kernel="paper"), start=first)
+    first.card = replace(first.card, elements=("Ag",))
+    with pytest.raises(UserError, match="hold O, which the model to start from does not know: it knows Ag"):
+        train(dataset, tiny, SETTINGS, start=first)

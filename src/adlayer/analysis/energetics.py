@@ -33,6 +33,7 @@ from adlayer.analysis.compare import potential_energy
 from adlayer.analysis.registry import ideal_substrate, lattice_points, reduce_basis
 from adlayer.errors import UserError
 from adlayer.structures.placement import overlayer_formula
+from adlayer.structures.substrate import fixed_mask
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,6 @@ def overlayer_counts(atoms: Atoms) -> dict[str, int]:
     return dict(sorted(Counter(symbols).items()))
 
 
-def _fixed(atoms: Atoms) -> np.ndarray:
-    """Mask (n,) of the atoms under ``FixAtoms``."""
-    mask = np.zeros(len(atoms), dtype=bool)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            mask[constraint.index] = True
-    return mask
-
-
 def bare_substrate(atoms: Atoms) -> Atoms:
     """The undistorted substrate of a structure in the structure's cell, its layers tagged and fixed alike.
 
@@ -106,7 +98,7 @@ def bare_substrate(atoms: Atoms) -> Atoms:
     """
     ideal = ideal_substrate(atoms)
     points = lattice_points(ideal)
-    tags, fixed = atoms.get_tags(), _fixed(atoms)
+    tags, fixed = atoms.get_tags(), fixed_mask(atoms)
     held = {int(t) for t in set(tags[tags > 0]) if fixed[tags == t].all()}
     positions = np.repeat(ideal.sites, len(points), axis=0)
     positions[:, :2] += np.tile(points, (len(ideal.sites), 1))
@@ -131,7 +123,7 @@ def cell_key(atoms: Atoms) -> tuple[float, ...]:
 
 def _layers(atoms: Atoms) -> dict[tuple[int, str, bool], float]:
     """Substrate atoms per Å² by layer, element and whether they are fixed."""
-    kinds = zip(atoms.get_tags().tolist(), atoms.get_chemical_symbols(), _fixed(atoms).tolist(), strict=True)
+    kinds = zip(atoms.get_tags().tolist(), atoms.get_chemical_symbols(), fixed_mask(atoms).tolist(), strict=True)
     return {kind: n / area(atoms) for kind, n in Counter(k for k in kinds if k[0] > 0).items()}
 
 

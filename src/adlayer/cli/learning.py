@@ -22,12 +22,16 @@ def train(
         int | None, typer.Option(min=1, help="Number of steps; default 10000, or as --time allows.")
     ] = None,
     time: Annotated[str | None, typer.Option(help='How long: "90s", "30m", "1h".')] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Structures of a step.")] = 32,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Structures of a step; with 0 the force field alone is trained.")
+    ] = 32,
+    start: Annotated[str | None, typer.Option(metavar="MODEL", help="Begin with the weights of this model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
 ) -> dict[str, Any]:
     """Train denoiser and force field together.
 
-    Writes the model, its metrics (CSV) and a loss curve. An interrupted training goes on with --resume.
+    Writes the model, its metrics (CSV) and a loss curve. An interrupted training goes on with --resume; a finished
+    model learns from new data with --start.
     """
     from adlayer import study
 
@@ -40,6 +44,7 @@ def train(
             steps=steps,
             time=time,
             resume=resume,
+            start=start,
             seed=session.seed,
             batch=batch,
             progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 from torch import Tensor
 
 from adlayer.diffusion.guidance import ForceGuidance, classifier_free
@@ -30,7 +29,7 @@ from adlayer.errors import UserError
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.model import Model, composition_fractions, condition_row
 from adlayer.structures.placement import parse_formula, write_formula
-from adlayer.structures.substrate import check_substrate
+from adlayer.structures.substrate import check_substrate, fixed_mask
 
 SOLVERS = ("multistep", "heun", "euler")
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
@@ -146,11 +145,7 @@ class _Block:
         self.mobile = self.batch.mobile.nonzero()[:, 0]  # (M,)
         self.domain = Domain(self.batch.cell, self.batch.window, self.batch.batch[self.mobile])
         self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
-        fixed = np.zeros(len(starts[0]), dtype=bool)
-        for constraint in starts[0].constraints:
-            if isinstance(constraint, FixAtoms):
-                fixed[constraint.index] = True
-        self.fixed = torch.from_numpy(np.tile(fixed, len(starts)))  # (N,)
+        self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts)))  # (N,)
         self.network_calls = 0
         self.force_calls = 0
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ase import Atoms
-from ase.constraints import FixAtoms
 from ase.db.core import Database
 
 from adlayer.energies.calculators import identify, make_calculator
@@ -20,6 +19,7 @@ from adlayer.energies.relaxation import Relaxation, relax
 from adlayer.energies.workers import run_jobs, worker_pool
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.store import backend_record, row_atoms, task_fingerprint, write_row
+from adlayer.structures.substrate import fixed_mask
 
 PATH_FRAMES = 20
 _KEPT = ("seed", "sample", "model")  # keys that a relaxed row takes over from its parent
@@ -180,7 +180,7 @@ def _tasks(structures: Sequence[Atoms], calculator: str, fmax: float, max_steps:
     seen: Counter[str] = Counter()
     tasks = []
     for atoms in structures:
-        fixed = sorted(int(i) for c in atoms.constraints if isinstance(c, FixAtoms) for i in c.index)
+        fixed = fixed_mask(atoms).nonzero()[0].tolist()
         settings = ("relax", fixed, identity, fmax, max_steps)
         once = task_fingerprint(atoms, *settings)
         tasks.append(task_fingerprint(atoms, *settings, seen[once]))

@@ -10,7 +10,6 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 from ase.data import atomic_numbers, reference_states
 from ase.db.core import Database
 from ase.filters import FrechetCellFilter
@@ -20,6 +19,7 @@ from adlayer.energies.calculators import identify, make_calculator
 from adlayer.energies.relaxation import relax
 from adlayer.errors import UserError
 from adlayer.structures.store import row_atoms, task_fingerprint, write_row
+from adlayer.structures.substrate import fixed_mask
 
 FMAX = 0.01  # eV/Å
 _MAX_STEPS = 300
@@ -79,7 +79,7 @@ def reference_energy(atoms: Atoms, calculator: str, database: Database) -> float
         If the backend cannot treat it, or it does not converge.
     """
     identity = identify(calculator)
-    fixed = sorted(int(i) for c in atoms.constraints if isinstance(c, FixAtoms) for i in c.index)
+    fixed = fixed_mask(atoms).nonzero()[0].tolist()
     task = task_fingerprint(atoms, "reference", identity, fixed, FMAX)
     for row in database.select(task=task):
         return float(row_atoms(row).get_potential_energy())

@@ -36,7 +36,7 @@ from adlayer.report.entries import Entry, Sets, above_zero, columns, rank, signe
 from adlayer.report.explorer import write_chemiscope, write_data
 from adlayer.report.figures import structure_figure, structure_legend
 from adlayer.report.sets import set_figures, set_rows
-from adlayer.structures.store import check_writable, plain_info
+from adlayer.structures.store import check_writable, plain_info, replacing
 
 FOLDER = "page"
 _DPI = 150
@@ -244,7 +244,6 @@ def write_report(
             provenance=dict(provenance or {}),
             folder=FOLDER,
         )
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path

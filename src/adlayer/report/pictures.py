@@ -25,7 +25,7 @@ from matplotlib.patheffects import withStroke
 
 from adlayer.errors import UserError
 from adlayer.report.figures import _INK, _SCALE, _figure, draw_structure, structure_legend
-from adlayer.structures.store import check_writable
+from adlayer.structures.store import check_writable, replacing
 
 SUFFIXES = (".png", ".pdf", ".svg")
 Window = tuple[np.ndarray, np.ndarray]
@@ -137,9 +137,6 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 def save_picture(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> None:
     """Write a figure in the format of its name, atomically; the same figure gives the same bytes."""
     check_picture(path)
-    target = Path(path)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
     dates = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    with matplotlib.rc_context({"svg.hashsalt": "adlayer"}):
-        figure.savefig(partial, dpi=dpi, metadata=dates[target.suffix.lower()])
-    os.replace(partial, target)
+    with replacing(path) as partial, matplotlib.rc_context({"svg.hashsalt": "adlayer"}):
+        figure.savefig(partial, dpi=dpi, metadata=dates[partial.suffix.lower()])

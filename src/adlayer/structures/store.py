@@ -24,6 +24,7 @@ ASE drops ``atoms.info`` in databases; the store keeps it in the row's ``data``,
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import lzma
@@ -77,6 +78,21 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"output {path} is a folder: give the name of a file")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UserError(f"output {path} cannot be written (permission denied): choose another place")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file of the same suffix beside ``path`` to write to; at the end of the block it takes its place, atomically.
+
+    If the block fails, ``path`` is as it was.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_structure_file(path: str | os.PathLike[str]) -> None:
@@ -230,13 +246,10 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
 def write_structures(name: str | os.PathLike[str], structures: Sequence[Atoms]) -> None:
     """Write structures to a file in the format of its suffix, atomically."""
     check_writable(name)
-    target = Path(name)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        ase.io.write(str(partial), list(structures))
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"output {name} cannot be written ({error}): use .extxyz, .traj or another format of ASE"
-        ) from error
-    os.replace(partial, target)
+    with replacing(name) as partial:
+        try:
+            ase.io.write(str(partial), list(structures))
+        except Exception as error:
+            raise UserError(
+                f"output {name} cannot be written ({error}): use .extxyz, .traj or another format of ASE"
+            ) from error

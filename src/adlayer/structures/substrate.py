@@ -193,6 +193,15 @@ def prepare_substrate(
     return substrate
 
 
+def fixed_mask(atoms: Atoms) -> np.ndarray:
+    """Mask (n,) of the atoms under ``FixAtoms``."""
+    mask = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            mask[constraint.index] = True
+    return mask
+
+
 def check_substrate(atoms: Atoms) -> None:
     """Refuse what cannot serve as a substrate, in one sentence.
 

@@ -12,7 +12,7 @@ from ase import Atoms
 
 from adlayer.analysis.table import describe
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable, connect, is_database, write_row
+from adlayer.structures.store import check_writable, connect, is_database, replacing, write_row
 from adlayer.study.stages import FilePath, Progress, _silent, load_structures
 
 _KEPT_BY_ASE = {"index", "id", "energy"}  # columns that an ASE database has of its own
@@ -64,15 +64,11 @@ def classify(
 
 def write_table(output: FilePath, structures: Sequence[Atoms], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write structures and their rows as :func:`classify` does, atomically."""
-    partial = Path(output).with_name(f".{os.getpid()}.{Path(output).name}")
-    try:
+    with replacing(output) as partial:
         if is_database(output):
             _write_database(partial, structures, rows)
         else:
             _write_csv(partial, rows)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_output(source: FilePath | Sequence[Atoms], output: FilePath) -> None:

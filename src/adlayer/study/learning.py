@@ -22,6 +22,7 @@ from adlayer.structures.store import (
     check_writable,
     connect,
     output_database,
+    replacing,
     row_atoms,
     rows_in_order,
     task_fingerprint,
@@ -31,6 +32,7 @@ from adlayer.structures.store import (
 
 Progress = Callable[[int, int], None]
 BLOCK = 4  # structures generated together, by one worker
+NEW_RATE, START_RATE = 1e-3, 3e-4  # learning rates of a new model, and of one that goes on from another
 
 
 def read_seconds(text: str) -> float:
@@ -92,6 +94,7 @@ def train(
     steps: int | None = None,
     time: str | None = None,
     resume: bool = False,
+    start: str | None = None,
     seed: int = 0,
     batch: int = 32,
     every: float = 60.0,
@@ -114,6 +117,7 @@ def train(
     from adlayer.report.figures import loss_curve
     from adlayer.training import trainer
     from adlayer.training.checkpoint import (
+        load_model,
         load_state,
         model_hash,
         save_model,
@@ -131,7 +135,9 @@ def train(
         repeats=read_repeats(repeat),
         seed=seed,
         batch=batch,
+        learning_rate=NEW_RATE if start is None else START_RATE,
     )
+    begin_with = None if start is None else load_model(start)
     selection = parse_selection(select)
     check_writable(output)
     dataset = build_dataset(rows_in_order(connect(database, must_exist=True)), selection, seed=seed)
@@ -151,9 +157,8 @@ def train(
     def keep(model: Model, report: Report) -> None:
         metrics.append({f.name: round(float(getattr(report, f.name)), 6) for f in fields(report)})
         save_model(target, model)
-        partial = metrics_path.with_name(f".{os.getpid()}.{metrics_path.name}")
-        partial.write_text(_metrics_text(metrics))
-        os.replace(partial, metrics_path)
+        with replacing(metrics_path) as partial:
+            partial.write_text(_metrics_text(metrics))
         message(
             f"step {report.step}: score loss {report.score_loss:.3f}, held out {report.validation_score:.3f}; "
             f"energy {1000 * report.validation_energy:.1f} meV/atom, force {1000 * report.validation_force:.0f} meV/Å"
@@ -163,7 +168,7 @@ def train(
     torch.set_num_threads(1)  # the two networks have a thread each
     try:
         model = trainer.train(
-            dataset, Architecture(), settings, state=state, every=every, on_report=keep,
+            dataset, Architecture(), settings, start=begin_with, state=state, every=every, on_report=keep,
             on_state=lambda state: save_state(saved, state), progress=progress,
         )  # fmt: skip
     finally:

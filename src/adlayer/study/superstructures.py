@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from ase import Atoms
 from adlayer.analysis.leed import ENERGY, LeedPattern, kinematic_pattern, leed_pattern, surface_lattice
 from adlayer.errors import UserError
 from adlayer.structures.commensurate import CommensurateCell, commensurate_cells
-from adlayer.structures.store import check_writable, is_database
+from adlayer.structures.store import check_writable, is_database, replacing
 from adlayer.structures.sublattices import integer_operations
 from adlayer.structures.superstructure import superstructure_matrix, wood_notation
 from adlayer.study.stages import FilePath, load_structures, substrate
@@ -151,18 +150,9 @@ def _check_output(path: FilePath, suffixes: Sequence[str]) -> None:
     check_writable(path)
 
 
-def _write(path: FilePath, content: bytes) -> None:
-    target = Path(path)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
-    partial.write_bytes(content)
-    os.replace(partial, target)
-
-
 def _write_table(path: FilePath, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
-    _write(path, text.getvalue().encode())
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def _write_pattern(path: FilePath, pattern: LeedPattern, name: str, wood: str | None) -> None:
@@ -170,11 +160,10 @@ def _write_pattern(path: FilePath, pattern: LeedPattern, name: str, wood: str | 
         _write_table(path, ["domain", "h", "k", "qx_per_A", "qy_per_A", "intensity", "forbidden"], _spots(pattern))
         return
     from adlayer.report.leed import leed_figure, typeset_wood
+    from adlayer.report.pictures import save_picture
 
     title = ", ".join(filter(None, [name, "" if wood is None else typeset_wood(wood)]))
-    picture = io.BytesIO()
-    leed_figure(pattern, title).savefig(picture, format=Path(path).suffix[1:].lower(), dpi=200)
-    _write(path, picture.getvalue())
+    save_picture(leed_figure(pattern, title), path)
 
 
 def _spots(pattern: LeedPattern) -> list[list[object]]:

@@ -21,16 +21,9 @@ from safetensors.torch import save as serialise
 from adlayer import __version__
 from adlayer.errors import UserError
 from adlayer.network.model import Architecture, Card, Model
-from adlayer.structures.store import check_writable
+from adlayer.structures.store import check_writable, replacing
 
 FORMAT = 2
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def save_model(path: str | os.PathLike[str], model: Model) -> None:
@@ -44,7 +37,8 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     check_writable(path)
     header = {"format": FORMAT, "version": __version__, "card": model.card.plain()}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    _replace(Path(path), serialise(tensors, metadata={"adlayer": json.dumps(header)}))
+    with replacing(path) as partial:
+        partial.write_bytes(serialise(tensors, metadata={"adlayer": json.dumps(header)}))
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -130,9 +124,8 @@ def state_path(model_path: str | os.PathLike[str]) -> Path:
 
 def save_state(path: Path, state: TrainingState) -> None:
     """Write a training state, atomically."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    torch.save(vars(state), partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(vars(state), partial)
 
 
 def load_state(path: Path) -> TrainingState:

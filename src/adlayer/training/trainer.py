@@ -29,6 +29,7 @@ from torch import Tensor
 from adlayer.diffusion.kernels import Domain, ExactKernel, Kernel, PaperKernel
 from adlayer.diffusion.objective import score_matching_loss
 from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
+from adlayer.errors import UserError
 from adlayer.network.graph import Batch
 from adlayer.network.model import Architecture, Card, Model, composition_fractions, condition_row
 from adlayer.training.checkpoint import TrainingState
@@ -41,7 +42,11 @@ CACHE_BLOCK = 8  # structures
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; ``steps`` or ``seconds`` ends it, whichever is given."""
+    """How to train; ``steps`` or ``seconds`` ends it, whichever is given.
+
+    ``batch`` structures for the denoiser and ``force_batch`` frames for the force field make a step; a network with 0
+    is not trained.
+    """
 
     steps: int | None = None
     seconds: float | None = None
@@ -159,14 +164,24 @@ def force_field_loss(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Ten
     return loss, energy.detach().abs().mean(), force.detach().abs().mean()
 
 
-def make_model(dataset: Dataset, architecture: Architecture, settings: Settings) -> Model:
-    """An untrained model for the data: elements, height statistics and energy baseline from the training set."""
+def make_model(dataset: Dataset, architecture: Architecture, settings: Settings, start: Model | None = None) -> Model:
+    """A model for the data, which it takes its card from: untrained, or with the weights of ``start``.
+
+    An untrained one takes its elements and its energy baseline from the training set, too.
+
+    Raises
+    ------
+    UserError
+        If ``start`` does not know an element of the data, or has another kernel.
+    """
+    if start is not None:
+        _check_start(start, dataset, settings)
     heights = np.concatenate([e.heights for e in dataset.train])
     card = Card(
-        elements=dataset.elements,
+        elements=dataset.elements if start is None else start.card.elements,
         kernel=settings.kernel,
         sigma_min=settings.sigma_min,
-        architecture=architecture,
+        architecture=architecture if start is None else start.card.architecture,
         heights=tuple(float(q) for q in np.quantile(heights, [0.05, 0.25, 0.75, 0.95])),  # type: ignore[arg-type]
         compositions=dataset.compositions,
         calculator=dataset.calculator,
@@ -176,8 +191,24 @@ def make_model(dataset: Dataset, architecture: Architecture, settings: Settings)
     )
     torch.manual_seed(settings.seed)
     model = Model(card)
-    model.force_field.baseline.copy_(torch.from_numpy(composition_baseline(dataset.frames, card.numbers)))
+    if start is None:
+        model.force_field.baseline.copy_(torch.from_numpy(composition_baseline(dataset.frames, card.numbers)))
+    else:
+        model.load_state_dict(start.state_dict())
     return model
+
+
+def _check_start(start: Model, dataset: Dataset, settings: Settings) -> None:
+    unknown = set(dataset.elements) - set(start.card.elements)
+    if unknown:
+        raise UserError(
+            f"the data hold {', '.join(sorted(unknown))}, which the model to start from does not know: "
+            f"it knows {', '.join(start.card.elements)}; select other data or train a new model"
+        )
+    if start.card.kernel != settings.kernel:
+        raise UserError(
+            f"the model to start from has the kernel {start.card.kernel}, the training {settings.kernel}: use the same"
+        )
 
 
 class Validation:
@@ -227,6 +258,7 @@ def train(
     architecture: Architecture,
     settings: Settings,
     *,
+    start: Model | None = None,
     state: TrainingState | None = None,
     every: float = 60.0,
     on_report: Callable[[Model, Report], None] = lambda model, report: None,
@@ -239,6 +271,8 @@ def train(
     ----------
     dataset, architecture, settings
         What to learn from, how large the networks are, and how to learn.
+    start
+        Model whose weights, and architecture, to begin with; a new one if not given.
     state
         Of an interrupted training of the same settings, to go on from.
     every
@@ -254,8 +288,13 @@ def train(
     -------
     Model
         With averaged weights, of each network where it was validated best.
+
+    Raises
+    ------
+    UserError
+        See :func:`make_model`.
     """
-    model = make_model(dataset, architecture, settings)
+    model = make_model(dataset, architecture, settings, start)
     average = copy.deepcopy(model).eval()
     best, best_scores = copy.deepcopy(average), dict[str, float]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -270,22 +309,22 @@ def train(
     validation = Validation(dataset, model.card, settings)
     kernel = make_kernel(settings.kernel)
     model.train()
-    start = last = time.monotonic()
+    begun = last = time.monotonic()
     sums, count = np.zeros(2), 0
     helper = ThreadPoolExecutor(1)
 
     def finished() -> bool:
         over_steps = settings.steps is not None and step >= settings.steps
-        return over_steps or (settings.seconds is not None and before + time.monotonic() - start >= settings.seconds)
+        return over_steps or (settings.seconds is not None and before + time.monotonic() - begun >= settings.seconds)
 
     def snapshot() -> TrainingState:
         weights = (model.state_dict(), average.state_dict(), best.state_dict(), best_scores, optimizer.state_dict())
-        return TrainingState(step, before + time.monotonic() - start, *weights, state_key(settings, dataset))
+        return TrainingState(step, before + time.monotonic() - begun, *weights, state_key(settings, dataset))
 
     while True:
         done = finished()
         if count and (done or step % settings.validate_every == 0):
-            elapsed = before + time.monotonic() - start
+            elapsed = before + time.monotonic() - begun
             scores = validation(average)
             losses = sums / count
             report = Report(step, elapsed, optimizer.param_groups[0]["lr"], float(losses[0]), float(losses[1]), *scores)
@@ -300,10 +339,10 @@ def train(
             helper.shutdown()
             return best
         for group in optimizer.param_groups:
-            group["lr"] = _rate(settings, step, before + time.monotonic() - start)
+            group["lr"] = _rate(settings, step, before + time.monotonic() - begun)
         sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper)
         step, count = step + 1, count + 1
-        elapsed = before + time.monotonic() - start
+        elapsed = before + time.monotonic() - begun
         fraction = max(
             step / settings.steps if settings.steps else 0.0, elapsed / settings.seconds if settings.seconds else 0.0
         )
@@ -336,6 +375,8 @@ def state_key(settings: Settings, dataset: Dataset) -> str:
 
 def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
     """Accumulate the gradients of one batch for the denoiser, a few structures at a time: they then fit the cache."""
+    if not settings.batch:
+        return 0.0
     rng = np.random.default_rng([settings.seed, step, 0])
     chosen = [dataset.train[k] for k in rng.integers(len(dataset.train), size=settings.batch)]
     chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
