@@ -1,6 +1,10 @@
-"""Random structure search that made the training data: Ag-O on Ag(111) in small cells, SevenNet-0.
+"""The training data: Ag-O on Ag(111) in small cells, relaxed with SevenNet-0.
 
     python examples/silver_oxide/make_data.py runs/silver_oxide.db --rounds 5
+    python examples/silver_oxide/make_data.py runs/second.db --rounds 1 --model model.safetensors
+
+The first is random structure search. The second is the second round: a model that learned from the first generates in
+the same small cells, and what it finds is relaxed in the same way; it shows the force field where it is wrong.
 
 Six cells of 6 to 9 (1x1) units, ten compositions each, from low to high oxygen; two layers, the lower one fixed,
 lattice constant 4.167 Å. No p(4x4) cell is among them, and nothing is placed by hand. Stop it at any moment and run it
@@ -10,9 +14,14 @@ again: it goes on where it was. A round is four samples of each composition in e
 import argparse
 import sys
 
+from ase import Atoms
+from ase.db.core import Database
+
+from adlayer.energies.relaxing import relax_into_database
 from adlayer.energies.search import search
 from adlayer.structures.store import connect
 from adlayer.structures.substrate import build_substrate
+from adlayer.study.learning import generate_into, sampling_settings
 
 SMALL = "Ag4O2 Ag3O2 Ag4O3 Ag5O2 Ag5O3 Ag4O Ag3O3 Ag4O4 Ag5O Ag3O"
 FORMULAS = {
@@ -23,6 +32,25 @@ FORMULAS = {
     "c(4x4)": "Ag6O3 Ag5O3 Ag6O4 Ag5O2 Ag6O2 Ag5O4 Ag4O2 Ag4O4 Ag3O3 Ag5O",
     "(r7xr7)R19.1": "Ag5O3 Ag5O2 Ag4O2 Ag5O4 Ag4O3 Ag6O3 Ag3O2 Ag4O4 Ag3O3 Ag4O",
 }
+VARIED = sampling_settings(refine=4)  # with 40 rounds, most samples of a small cell are one and the same structure
+
+
+def searched(database: Database, substrate: Atoms, formulas: list[str], samples: int, workers: int | None) -> str:
+    """Random search; says how it went."""
+    summary = search(substrate, formulas, samples, database, workers=workers)
+    return f"{summary.n} relaxed, {summary.n_converged} converged"
+
+
+def generated(
+    database: Database, substrate: Atoms, formulas: list[str], samples: int, workers: int | None, model: str
+) -> str:
+    """Generate with a model and relax; says how it went."""
+    made = []
+    for formula in formulas:
+        work = {"formula": formula, "n": samples, "workers": workers, "sampling": VARIED}
+        made += generate_into(database, model, substrate, **work)["structures"]
+    relax_into_database(made, database, "sevennet", workers=workers)
+    return f"{samples} of each of {len(formulas)} compositions generated and relaxed"
 
 
 def main() -> None:
@@ -30,13 +58,15 @@ def main() -> None:
     parser.add_argument("database")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--model", help="generate with this model instead of searching at random")
     arguments = parser.parse_args()
     database = connect(arguments.database)
     for samples in range(4, 4 * arguments.rounds + 1, 4):
         for cell, formulas in FORMULAS.items():
             substrate = build_substrate("Ag(111)", cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
-            summary = search(substrate, formulas.split(), samples, database, workers=arguments.workers)
-            print(f"{cell}: {summary.n} relaxed, {summary.n_converged} converged", file=sys.stderr, flush=True)
+            work = (database, substrate, formulas.split(), samples, arguments.workers)
+            said = generated(*work, arguments.model) if arguments.model else searched(*work)
+            print(f"{cell}: {said}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
