@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 from adlayer.errors import UserError
@@ -98,19 +98,31 @@ def worker_pool(workers: int | None = None, executor_url: str | None = None) -> 
 def run_jobs(
     function: Callable[[Job], Result], jobs: Iterable[Job], pool: Executor, in_flight: int
 ) -> Iterator[tuple[Job, Result]]:
-    """Each job with its result, in the order they finish; at most ``in_flight`` jobs wait at a time."""
+    """Each job with its result, in the order they finish; at most ``in_flight`` jobs wait at a time.
+
+    Raises
+    ------
+    UserError
+        If a worker process was killed; what had finished before has been yielded.
+    """
     remaining = iter(jobs)
     futures: dict[Future[Any], Job] = {}
-    while True:
-        with (
-            _interrupts_held()
-        ):  # a worker that is being started inherits this, and does not die of Ctrl-C while it imports
-            for job in remaining:
-                futures[pool.submit(function, job)] = job
-                if len(futures) >= in_flight:
-                    break
-        if not futures:
-            return
-        finished, _ = wait(futures, return_when=FIRST_COMPLETED)
-        for future in finished:
-            yield futures.pop(future), future.result()
+    try:
+        while True:
+            with (
+                _interrupts_held()
+            ):  # a worker that is being started inherits this, and does not die of Ctrl-C while it imports
+                for job in remaining:
+                    futures[pool.submit(function, job)] = job
+                    if len(futures) >= in_flight:
+                        break
+            if not futures:
+                return
+            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in sorted(finished, key=lambda done: done.exception() is not None):  # what succeeded first
+                yield futures.pop(future), future.result()
+    except BrokenExecutor as error:
+        raise UserError(
+            "a worker process was killed from outside (by the system, if memory ran out): "
+            "run the same command again, with fewer --workers; what had finished is kept"
+        ) from error
