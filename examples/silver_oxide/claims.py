@@ -1,16 +1,17 @@
 """Claims 1 to 7 of the paper with our own models: Ag8O4 in p(4x3), a cell that none of them saw.
 
     python examples/silver_oxide/claims.py rss          # random search in that cell, 48 relaxations
-    python examples/silver_oxide/claims.py models       # six denoisers, the same number of steps each
+    python examples/silver_oxide/claims.py models       # eight denoisers, the same number of steps each
     python examples/silver_oxide/claims.py generate     # claims 1 to 4: 48 structures of each of four models
     python examples/silver_oxide/claims.py guided       # claim 5, with the model that ships
     python examples/silver_oxide/claims.py steps        # claim 6, with the model that ships
     python examples/silver_oxide/claims.py large        # claim 7: cells of 12 to 96 units
     python examples/silver_oxide/claims.py lift         # not the paper's: deeper layers seen raised, or not
+    python examples/silver_oxide/claims.py curve        # learning curve: 100, 300 and all structures
     python examples/silver_oxide/claims.py summary      # claims.json and the figures
 
 Everything lies under ``runs/claims`` and goes on where it was. Models learn from ``runs/silver_oxide.db`` (631 rows of
-`make_data.py`) or from ``--data``: denoiser alone, 4000 steps of 16 structures, no condition in generation, as in the
+`make_data.py`) or from ``--data``: denoiser alone, 2500 steps of 16 structures, no condition in generation, as in the
 paper. Energies are SevenNet-0's, two layers, the lower one fixed, lattice constant 4.167 Å, fmax 0.05 eV/Å.
 """
 
@@ -44,6 +45,7 @@ from adlayer.training.trainer import Settings, train
 HERE, RUNS = Path(__file__).parent, Path("runs/claims")
 CELL, FORMULA, N = "p(4x3)", "Ag8O4", 48
 SELECTIONS = {"all": "", "low-energy": "dE<0.4", "low-oxygen": "O<0.32", "high-oxygen": "0.35<O<0.9"}
+CURVE = {"hundred": "n<101", "three-hundred": "n<301"}
 STEPS = (10, 25, 50, 100, 500)
 GUIDANCE = (0.0, 0.005, 0.02)  # Å²/eV
 CELLS = {"p(4x3)": ("Ag8O4", 24), "p(4x6)": ("Ag16O8", 24), "p(8x6)": ("Ag32O16", 16), "p(8x12)": ("Ag64O32", 8)}
@@ -79,10 +81,10 @@ def learn(name: str, data: str) -> None:
         return
     repeats = ((1, 1),) if name == "unrepeated" else Settings.repeats
     architecture = Architecture(lift=0.0) if name == "flat" else Architecture()
-    dataset = build_dataset(rows_in_order(connect(data)), parse_selection(SELECTIONS.get(name, "")))
+    dataset = build_dataset(rows_in_order(connect(data)), parse_selection((SELECTIONS | CURVE).get(name, "")))
     saved = state_path(target)
     model = train(
-        dataset, architecture, Settings(steps=4000, batch=16, force_batch=0, repeats=repeats),
+        dataset, architecture, Settings(steps=2500, batch=16, force_batch=0, repeats=repeats),
         state=load_state(saved) if saved.is_file() else None,
         on_state=lambda state: save_state(saved, state),
         on_report=lambda _, r: print(name, r.step, r.score_loss, r.validation_score, file=sys.stderr, flush=True),
@@ -160,6 +162,7 @@ def summary() -> None:
         ("6 steps", {f"steps-{s}" for s in STEPS}, _steps),
         ("7 large cells", {f"{m}-{c}" for m in ("all", "unrepeated") for c in CELLS}, _large),
         ("lift", {"flat", "all"}, lambda: {"raw": shift(raw("flat"), raw("all"))}),
+        ("learning curve", {*CURVE, "all"}, _curve),
     ):
         if needed <= there:
             record[title] = content()
@@ -245,12 +248,22 @@ def _large() -> dict[str, Any]:
     return result
 
 
+def _curve() -> dict[str, Any]:
+    zero = relaxed("rss")[0].min()
+    made = {name: raw(name) for name in (*CURVE, "all")}
+    return {
+        "raw_median": {k: interval(v - zero, 2) for k, v in made.items()},
+        "hundred to all": shift(made["hundred"], made["all"]),
+        "three-hundred to all": shift(made["three-hundred"], made["all"]),
+    }
+
+
 def work(what: str, data: str) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     if what == "rss":
         rss()
     elif what == "models":
-        for name in ("all", "low-energy", "low-oxygen", "high-oxygen", "flat", "unrepeated"):
+        for name in (*SELECTIONS, "unrepeated", "flat", *CURVE):
             learn(name, data)
     elif what == "generate":
         for name in SELECTIONS:
@@ -265,13 +278,16 @@ def work(what: str, data: str) -> None:
         for model in ("all", "unrepeated"):
             for cell, (formula, n) in CELLS.items():
                 make(f"{model}-{cell}", str(model_path(model)), n, cell=cell, formula=formula, relax=False)
-    elif what == "lift":
-        make("flat", str(model_path("flat")), N, relax=False)
+    elif what in ("lift", "curve"):
+        for name in ("flat",) if what == "lift" else CURVE:
+            make(name, str(model_path(name)), N, relax=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["rss", "models", "generate", "guided", "steps", "large", "lift", "summary"])
+    parser.add_argument(
+        "what", choices=["rss", "models", "generate", "guided", "steps", "large", "lift", "curve", "summary"]
+    )
     parser.add_argument("--data", default="runs/silver_oxide.db")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
