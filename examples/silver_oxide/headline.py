@@ -1,10 +1,11 @@
 """The headline: Ag12O6 in Ag(111) p(4x4), generated, relaxed with SevenNet-0, matched with the Ag6 model.
 
-    python examples/silver_oxide/headline.py refined --seed 0 -n 208     # the default preset
-    python examples/silver_oxide/headline.py plain -n 96                 # without refinement
-    python examples/silver_oxide/headline.py paper -n 32                 # the published sampler's settings
-    python examples/silver_oxide/headline.py random -n 24                # random search in the large cell
-    python examples/silver_oxide/headline.py summary                     # table, json, figures, p4x4.db.xz
+    python examples/silver_oxide/headline.py default -n 208         # the default preset
+    python examples/silver_oxide/headline.py unsymmetric -n 208     # without symmetries
+    python examples/silver_oxide/headline.py plain -n 96            # without refinement, too
+    python examples/silver_oxide/headline.py paper -n 32            # the published sampler's settings
+    python examples/silver_oxide/headline.py random -n 24           # random search in the large cell
+    python examples/silver_oxide/headline.py summary                # table, json, figures, p4x4.db.xz
 
 Two layers, the lower one fixed, lattice constant 4.167 Å, fmax 0.05 eV/Å, at most 300 steps. Each set has a database of
 its own under ``runs/headline``; stop it at any moment and run it again. Ag6 is recognised by lateral topology. Energies
@@ -39,8 +40,9 @@ from adlayer.training.checkpoint import model_hash
 FORMULA, AG6 = "Ag12O6", "p4x4-O_Ag111-Ag6"
 HERE, RUNS = Path(__file__).parent, Path("runs/headline")
 SETS: dict[str, dict[str, Any]] = {
-    "refined": {"preset": "default"},
-    "plain": {"preset": "default", "refine": 0},
+    "default": {"preset": "default"},
+    "unsymmetric": {"preset": "default", "symmetry": 0.0},
+    "plain": {"preset": "default", "symmetry": 0.0, "refine": 0},
     "paper": {"preset": "paper"},
 }
 WITHIN = 0.1  # eV
@@ -138,10 +140,10 @@ def summary() -> None:
 
 
 def _pack(target: Path) -> None:
-    """The refined and relaxed structures, without their paths, as the database that ships."""
+    """The structures of the default preset, relaxed, without their paths, as the database that ships."""
     with tempfile.TemporaryDirectory() as folder:
         packed = connect(Path(folder) / "p4x4.db")
-        for atoms in read_structures(RUNS / "refined.db", "stage=relaxed"):
+        for atoms in read_structures(RUNS / "default.db", "stage=relaxed"):
             row = atoms.info.pop("row")
             write_row(packed, atoms, {k: v for k, v in row.items() if k not in ("id", "calculator")})
         target.write_bytes(lzma.compress((Path(folder) / "p4x4.db").read_bytes(), preset=9))

@@ -60,6 +60,12 @@ class GenerateTable(_Table):
         ge=0,
         description="rounds of noising, denoising and relaxing, the lower one kept; default: the preset's",
     )
+    symmetry: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the structures drawn with a symmetry of the substrate; default: the preset's",
+    )
     window: tuple[float, float] | None = Field(
         default=None, description="confinement above the top layer, Å; default: the surface's"
     )

@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
 
+from adlayer.analysis.symmetry import describe_symmetry
 from adlayer.diffusion.generation import PRESETS, SOLVERS, Generated, Sampling, generate
 from adlayer.diffusion.schedule import LinearBeta
 from adlayer.errors import UserError
@@ -320,3 +321,36 @@ def test_another_superstructure(make: Make) -> None:
     oblique = build_substrate("Ag(111)", "[[3,1],[-1,2]]", layers=1, fixed_layers=0, lattice=4.16, window=(1.0, 4.0))
     for atoms in make("Ag3O2", n=2, substrate=oblique).structures:
         _check(atoms, oblique, "Ag3O2")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_symmetric_samples_keep_their_symmetry(make: Make, solver: str) -> None:
+    """Prior, noise and score: what was drawn with a symmetry ends with it, whatever the network says."""
+    settings = replace(QUICK, solver=solver, corrector=1, guidance=0.01, guidance_gate=None)
+    plain = make("Ag3O3", n=6, settings=settings).structures
+    assert {describe_symmetry(a, tolerance=0.01).plane_group for a in plain} == {"p1"}
+    whole = make("Ag3O3", n=6, settings=replace(settings, symmetry=1.0)).structures
+    assert "p1" not in {describe_symmetry(a, tolerance=0.01).plane_group for a in whole}
+    for atoms in whole:
+        low, high = atoms.info["confinement"]
+        assert low <= _overlayer(atoms)[:, 2].min() <= _overlayer(atoms)[:, 2].max() <= high
+    some = make("Ag3O3", n=12, settings=replace(settings, symmetry=0.5)).structures
+    assert 2 <= sum(describe_symmetry(a, tolerance=0.01).plane_group == "p1" for a in some) <= 10
+
+
+def test_symmetric_samples_do_not_depend_on_their_block(make: Make) -> None:
+    settings = replace(QUICK, symmetry=0.7)
+    alone, together = (make(n=4, settings=settings, block=k).structures for k in (1, 4))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-3)
+
+
+def test_a_cell_without_symmetry_is_no_obstacle(make: Make) -> None:
+    oblique = build_substrate("Ag(111)", "[[2,0],[1,3]]", layers=2, lattice=4.16, window=(1.0, 4.0))
+    for atoms in make(substrate=oblique, settings=replace(QUICK, symmetry=1.0)).structures:
+        _check(atoms, oblique, "Ag2O")
+
+
+def test_a_share_beyond_one_is_refused(make: Make) -> None:
+    with pytest.raises(UserError, match=r"symmetry is 1\.5: give a share of the structures between 0 and 1"):
+        make(settings=replace(QUICK, symmetry=1.5))

@@ -329,6 +329,16 @@ def test_kernels_agree_where_images_and_walls_are_far() -> None:
 # score scale
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: type(k).__name__)
+def test_score_scale_at_several_levels_of_one_domain(kernel: Kernel) -> None:
+    """What structures of one cell and window share is computed once."""
+    domain, levels = domain_of(CELLS["skewed"], 3), torch.tensor([0.05, 0.7, 3.0], dtype=torch.float64)
+    together = kernel.score_scale(levels, domain)
+    single = torch.cat([kernel.score_scale(sigma[None], domain) for sigma in levels])
+    torch.testing.assert_close(together, single, rtol=1e-12, atol=0.0)
+    assert together[0, 0] > 2.0 * together[1, 0]
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=["exact", "paper"])
 @pytest.mark.parametrize("sigma", [0.005, 0.3, 1.0, 2.2, 3.1, 4.6])
 def test_score_scale_is_the_root_mean_square_of_sampled_scores(kernel: Kernel, sigma: float) -> None:

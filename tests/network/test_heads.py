@@ -281,3 +281,13 @@ def _images(bare: Atoms, site: np.ndarray) -> np.ndarray:
     at = bare.positions[bare.get_tags() == 1, :2]
     vectors: np.ndarray = (at[:, None] + steps - site).reshape(-1, 2)
     return vectors
+
+
+def test_forces_on_the_overlayer_alone_are_those_of_all(force_field: ForceField, slab: Slab) -> None:
+    atoms = slab(2)
+    atoms.positions[-1] = atoms.positions[0] + [0.7, 0.3, 0.9]  # in its core
+    batch = to_batch([atoms, slab(3)], torch.float64)
+    found, expected = force_field.overlayer_forces(batch), force_field(batch)[1][batch.mobile]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert expected.abs().max() > 1.0
+    assert not found.requires_grad

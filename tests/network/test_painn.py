@@ -15,7 +15,7 @@ from adlayer.network import painn
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.heads import parameter_count
 from adlayer.network.neighbours import Edges, neighbours
-from adlayer.network.painn import PaiNN
+from adlayer.network.painn import Condition, PaiNN
 
 Planted = Callable[[PaiNN, Edges], tuple[PaiNN, Edges]]
 
@@ -161,8 +161,9 @@ def test_read_out_shortcut_changes_nothing_on_the_atoms_read_out(slab: Callable[
     edges = neighbours(batch, 4.5)
     n = len(batch.numbers)
     generator = torch.Generator().manual_seed(1)
-    s, c = torch.randn(n, 8, generator=generator).double(), torch.randn(n, 5, generator=generator).double()
-    arguments = (s, torch.zeros(n, 3, 8, dtype=torch.float64), edges, edges.vectors(batch), c)
+    s, c = torch.randn(n, 8, generator=generator).double(), torch.randn(2, 5, generator=generator).double()
+    condition = Condition(c, batch.batch)
+    arguments = (s, torch.zeros(n, 3, 8, dtype=torch.float64), edges, edges.vectors(batch), condition)
     full, short = net(*arguments), net(*arguments, read_out=batch.mobile)
     for a, b in zip(full, short, strict=True):
         torch.testing.assert_close(a[batch.mobile], b[batch.mobile], rtol=1e-12, atol=1e-12)

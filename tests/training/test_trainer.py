@@ -233,13 +233,27 @@ def test_gradients_in_parts_are_those_of_the_whole(
     """Five frames at once, or two, two and one."""
     settings = Settings(force_batch=5)
     found = []
+    atoms = max(len(f.numbers) for f in dataset.frames)
     for block in (5, 2):
-        monkeypatch.setattr(trainer, "CACHE_BLOCK", block)
+        monkeypatch.setattr(trainer, "BLOCK_ATOMS", block * atoms)
         model = make_model(dataset, tiny, settings).train()
         loss = trainer._force_field_gradients(model, dataset, settings, 3)
         found.append([torch.tensor(loss), *(p.grad for p in model.force_field.parameters() if p.grad is not None)])
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_blocks_hold_all_in_turn_and_no_more_atoms_than_they_may(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = dataset.frames[:6]
+    sizes = [len(f.numbers) for f in frames]
+    for atoms in (1, max(sizes), 2 * max(sizes), sum(sizes)):
+        monkeypatch.setattr(trainer, "BLOCK_ATOMS", atoms)
+        blocks = trainer._blocks(frames)
+        assert [f for block in blocks for f in block] == frames
+        assert all(len(b) == 1 or sum(len(f.numbers) for f in b) <= atoms for b in blocks)
+        assert len(blocks) == {1: len(frames), sum(sizes): 1}.get(atoms, len(blocks))
 
 
 def test_a_model_learns_on_from_another(dataset: Dataset, tiny: Architecture) -> None:

@@ -79,6 +79,9 @@ def generate(
     refine: Annotated[
         int | None, typer.Option(min=0, help="Rounds of noising, denoising and relaxing that keep what is lower.")
     ] = None,
+    symmetry: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the structures drawn with a symmetry of the substrate.")
+    ] = None,
     workers: Workers = None,
     trajectory: Annotated[str | None, typer.Option(metavar="FILE", help="Write the reverse process too.")] = None,
 ) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def generate(
                 weight=weight,
                 relax_steps=relax_steps,
                 refine=refine,
+                symmetry=symmetry,
             ),
             trajectory=trajectory,
             workers=workers,

@@ -28,6 +28,7 @@ from adlayer.energies.batched import BatchedRelaxation, relax_batch
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.model import Model, composition_fractions, condition_row
+from adlayer.structures.orbits import Orbits, cyclic_groups, draw_orbits, joined, no_symmetry
 from adlayer.structures.placement import parse_formula, write_formula
 from adlayer.structures.substrate import check_substrate, fixed_mask
 
@@ -50,7 +51,8 @@ class Sampling:
     force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.4
     and 0.9 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
     with moves that the denoiser proposes, at no cost in force calls of a real calculator. Without ``relax_steps``
-    there is none.
+    there is none. A share ``symmetry`` of the samples is drawn, and refined in the first half of the rounds, with a
+    symmetry of the substrate (:mod:`adlayer.structures.orbits`).
     """
 
     steps: int = 50
@@ -68,10 +70,11 @@ class Sampling:
     relax_steps: int = 100
     refine: int = 0
     refine_steps: int = 12
+    symmetry: float = 0.0
 
 
 PRESETS = {
-    "default": Sampling(refine=40),
+    "default": Sampling(refine=40, symmetry=0.8),
     "paper": Sampling(
         steps=1000, solver="euler", published_levels=True, energy=None, guidance=1e-4, guidance_gate=None, relax_steps=0
     ),
@@ -98,11 +101,13 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     Raises
     ------
     UserError
-        For unknown elements, a broken substrate, no samples, an unknown solver, no steps, or a window that excludes
-        what the model has learned.
+        For unknown elements, a broken substrate, no samples, an unknown solver, no steps, a share of symmetric samples
+        that is none, or a window that excludes what the model has learned.
     """
     check_substrate(substrate)
     _solver(settings)
+    if not 0.0 <= settings.symmetry <= 1.0:
+        raise UserError(f"symmetry is {settings.symmetry:g}: give a share of the structures between 0 and 1")
     if settings.steps < 1:
         raise UserError(f"steps is {settings.steps}: ask for at least 1")
     if n < 1:
@@ -144,6 +149,7 @@ class _Block:
         self.batch: Batch = to_batch(starts)
         self.mobile = self.batch.mobile.nonzero()[:, 0]  # (M,)
         self.domain = Domain(self.batch.cell, self.batch.window, self.batch.batch[self.mobile])
+        self.single = Domain(self.batch.cell[:1], self.batch.window[:1], self.domain.batch[:0])  # all have it in common
         self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
         self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts)))  # (N,)
         self.network_calls = 0
@@ -165,14 +171,15 @@ class _Block:
         def score(positions: Tensor, sigma: Tensor) -> Tensor:
             self.network_calls += 1
             normalised = self.model.denoiser(self.at(positions), sigma, rows)
-            return normalised * self.domain.per_atom(self.kernel.score_scale(sigma, self.domain))
+            levels, which = torch.unique(sigma, return_inverse=True)  # often one level for all
+            return normalised * self.domain.per_atom(self.kernel.score_scale(levels, self.single)[which])
 
         return score
 
     def forces(self, positions: Tensor) -> Tensor:
         """Forces of the learned force field on the overlayer (M, 3), eV/Å."""
         self.force_calls += self.batch.n_structures
-        return self.model.force_field(self.at(positions))[1][self.mobile]
+        return self.model.force_field.overlayer_forces(self.at(positions))
 
     def grid(self) -> Tensor:
         """Noise levels (K+1, B), none but the last below what the network has learned."""
@@ -212,9 +219,14 @@ def _run_block(
     block = _Block(model, [start] * len(numbers), settings)
     streams = [sample_seed(seed, formula, k) for k in numbers]
     shape, dtype = (len(symbols), 3), block.batch.positions.dtype
+    orbits = _draw_orbits(substrate, list(parse_formula(formula).values()), streams, settings.symmetry)
 
-    def draw(kind: str, shape: tuple[int, ...] = shape) -> Tensor:
-        return torch.from_numpy(np.concatenate([getattr(stream, kind)(size=shape) for stream in streams])).to(dtype)
+    def draw(kind: str, shape: tuple[int, ...] = shape) -> np.ndarray:
+        return np.concatenate([getattr(stream, kind)(size=shape) for stream in streams])
+
+    def normal() -> Tensor:
+        numbers = draw("standard_normal")
+        return torch.from_numpy(numbers if orbits is None else orbits.vectors(numbers)).to(dtype)
 
     guidance = None
     if settings.guidance > 0.0:
@@ -224,13 +236,16 @@ def _run_block(
         sample,
         _guided_score(block, model, settings),
         solver=_solver(settings),
-        normal=lambda: draw("standard_normal"),
+        normal=normal,
         domain=block.domain,
         guidance=guidance,
         corrector=Langevin(settings.corrector) if settings.corrector else None,
     )
+    start_positions = uniform(block.domain, torch.from_numpy(draw("random")).to(dtype))
+    if orbits is not None:
+        start_positions = torch.from_numpy(orbits.place(start_positions.double().numpy())).to(dtype)
     positions = denoise(
-        uniform(block.domain, draw("random")),
+        start_positions,
         block.grid(),
         callback=None if trajectory is None else lambda _, x: frames.append(x.double().numpy().copy()),
     )
@@ -240,15 +255,32 @@ def _run_block(
     if settings.relax_steps:
         positions, energies = _settle(block, positions, settings.relax_steps)
     low, high = _REFINE_LEVELS
-    for _ in range(settings.refine if settings.relax_steps else 0):
-        level = low * (high / low) ** draw("random", (1,))  # (B,)
-        noisy = block.kernel.perturb(positions, level, draw("standard_normal"), block.domain)
+    for number in range(settings.refine if settings.relax_steps else 0):
+        if 2 * number >= settings.refine:
+            orbits = None
+        level = low * (high / low) ** torch.from_numpy(draw("random", (1,))).to(dtype)  # (B,)
+        noisy = block.kernel.perturb(positions, level, normal(), block.domain)
         levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
         trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps, energies + _HOPELESS)
         lower = trial_energies < energies  # (B,); false for NaN
         positions = torch.where(block.domain.per_atom(lower)[:, None], trial, positions)
         energies = torch.where(lower, trial_energies, energies)
     return _structures(block, start, positions, len(substrate)), block.network_calls, block.force_calls
+
+
+def _draw_orbits(
+    substrate: Atoms, counts: list[int], streams: list[np.random.Generator], share: float
+) -> Orbits | None:
+    """Orbits of the samples' atoms, a ``share`` of the samples with a symmetry; nothing if the share is."""
+    if not share:
+        return None
+    groups = cyclic_groups(substrate)
+    return joined(
+        [
+            draw_orbits(counts, groups, stream) if stream.random() < share else no_symmetry(sum(counts))
+            for stream in streams
+        ]
+    )
 
 
 def _relax(block: _Block, whole: Batch, steps: int, limit: Tensor | None) -> tuple[Tensor, Tensor]:

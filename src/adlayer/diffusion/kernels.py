@@ -343,10 +343,13 @@ def _information_table() -> Tensor:
     itself on a layer as thick as σ: the value is linear there.
     """
     ratio = torch.arange(round(_THIN / _TABLE_STEP), round(_TABLE_END / _TABLE_STEP) + 1).double() * _TABLE_STEP
-    z = (torch.arange(64).double() + 0.5) / 64
-    sigma = ratio[:, None, None].expand(-1, 64, 64)
-    log_p, slope = reflected_normal(z[:, None].expand_as(sigma), z.expand_as(sigma), torch.ones_like(sigma), sigma)
-    value = ratio.square() * (log_p.exp() * slope.square()).mean(dim=(1, 2))
+    z, z_0 = torch.meshgrid(*2 * [(torch.arange(64).double() + 0.5) / 64], indexing="ij")
+
+    def mean_square(sigma: Tensor) -> Tensor:
+        log_p, slope = reflected_normal(z, z_0, torch.ones_like(z), sigma.expand_as(z))
+        return (log_p.exp() * slope.square()).mean()
+
+    value = ratio.square() * torch.stack([mean_square(sigma) for sigma in ratio])  # one at a time: all take 250 MiB
     thin = torch.arange(round(_THIN / _TABLE_STEP)).double() * _TABLE_STEP
     return torch.cat([1.0 - (1.0 - value[0]) * thin / ratio[0], value])
 

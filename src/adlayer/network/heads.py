@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from adlayer.network.graph import Batch
 from adlayer.network.neighbours import Edges, neighbours
-from adlayer.network.painn import PaiNN
+from adlayer.network.painn import Condition, PaiNN
 
 _CORE_STRENGTH, _CORE_RADIUS = 60.0, 0.7  # eV, sums of covalent radii
 _WALL_REACH = 6.0  # Å
@@ -163,7 +163,7 @@ class Denoiser(nn.Module):
         s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
         v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
         v[:, 2] = self.normal(s)
-        condition = self._condition(sigma, conditions).index_select(0, batch.batch)  # (N, F)
+        condition = Condition(self._condition(sigma, conditions), batch.batch)
         vectors = edges.vectors(lifted(batch, self.lift))
         s, v = self.painn(s, v, edges, vectors, condition, read_out=batch.mobile)
         rows = batch.mobile.nonzero()[:, 0]
@@ -222,12 +222,9 @@ class ForceField(nn.Module):
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
             batch = batch.with_positions(positions)
-            deeper = (batch.tags > 1).long() if self.lift else 0
-            s = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
-            core = self._core(batch, edges, edges.vectors(batch))  # (N,)
-            vectors = edges.vectors(lifted(batch, self.lift))
+            core = self._core(batch, edges)  # (N,)
             with torch.set_grad_enabled(self.training or not self.direct):
-                s, v = self.painn(s, None, edges, vectors.detach() if self.direct else vectors)
+                s, v = self._atoms(batch, edges)
             per_atom = self.energy(s)[:, 0] * self.scale + core
             energy = torch.zeros(batch.n_structures, dtype=s.dtype).index_add(0, batch.batch, per_atom)
             differentiated = core if self.direct else energy
@@ -235,13 +232,42 @@ class ForceField(nn.Module):
             forces = -gradient if self.force is None else self.force(s, v) * self.scale - gradient
         return (energy, forces) if self.training else (energy.detach(), forces.detach())
 
-    def _core(self, batch: Batch, edges: Edges, vectors: Tensor) -> Tensor:
+    def overlayer_forces(self, batch: Batch) -> Tensor:
+        """Forces on the overlayer atoms alone (M, 3), eV/Å; less work than all where forces are direct."""
+        rows = batch.mobile.nonzero()[:, 0]
+        if self.force is None:
+            return self(batch)[1].index_select(0, rows)
+        edges = self.edges(batch)
+        with torch.enable_grad():
+            positions = batch.positions.detach().requires_grad_()
+            core = self._core(batch.with_positions(positions), edges).sum()
+            (gradient,) = torch.autograd.grad(core, positions)
+        with torch.no_grad():
+            s, v = self._atoms(batch, edges, read_out=batch.mobile)
+            return self.force(s.index_select(0, rows), v.index_select(0, rows)) * self.scale - gradient[rows]
+
+    def _atoms(self, batch: Batch, edges: Edges, read_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F) and vectors (N, 3, F) after the network; direct forces need no gradient in the positions."""
+        deeper = (batch.tags > 1).long() if self.lift else 0
+        s = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
+        vectors = edges.vectors(lifted(batch, self.lift))
+        found: tuple[Tensor, Tensor] = self.painn(
+            s, None, edges, vectors.detach() if self.direct else vectors, read_out=read_out
+        )
+        return found
+
+    def _core(self, batch: Batch, edges: Edges) -> Tensor:
         """Core repulsion of each atom (N,), eV: half of every pair."""
-        contact = self.radii[batch.numbers[edges.receiver]] + self.radii[batch.numbers[edges.sender]]  # (E,)
-        close = (vectors.detach() ** 2).sum(dim=-1) < contact**2
-        distance = torch.sqrt((vectors[close] ** 2).sum(dim=-1) + 1e-12)
-        pairs = 0.5 * _CORE_STRENGTH * (1.0 - distance / contact[close]) ** 2
-        return torch.zeros(len(batch.numbers), dtype=vectors.dtype).index_add(0, edges.receiver[close], pairs)
+        radii = self.radii.index_select(0, batch.numbers)  # (N,)
+        with torch.no_grad():
+            square = (edges.vectors(batch)[: edges.n_pairs] ** 2).sum(dim=-1)
+            near = (square < (2.0 * radii.max()) ** 2).nonzero()[:, 0]
+        pairs = Edges(edges.receiver[near], edges.sender[near], edges.shift[near])
+        contact = radii.index_select(0, pairs.receiver) + radii.index_select(0, pairs.sender)
+        distance = torch.sqrt((pairs.vectors(batch) ** 2).sum(dim=-1) + 1e-12)
+        half = 0.5 * _CORE_STRENGTH * (1.0 - distance / contact).clamp(min=0.0) ** 2
+        total = torch.zeros_like(radii).index_add(0, pairs.receiver, half)
+        return total.index_add(0, pairs.sender, half) if edges.paired else total
 
     def total_energy(self, batch: Batch, interaction: Tensor) -> Tensor:
         """Total energies (B,) in double precision: interaction plus composition baseline."""

@@ -54,19 +54,24 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
         Whether pairs of substrate atoms are wanted. The denoiser's substrate is rigid: they tell it nothing.
     """
     positions = batch.positions.detach().double().numpy()
-    mobile = batch.mobile.numpy()
     cells = batch.cell.double().numpy()
     ends = np.cumsum(np.bincount(batch.batch.numpy(), minlength=len(cells)))
-    finder = NeighborList(cutoff=cutoff, full_list=False, sorted=True)
-    parts = []
-    for cell, start, end in zip(cells, np.concatenate([[0], ends[:-1]]), ends, strict=True):
-        box = np.eye(3)
-        box[:2, :2] = cell
-        box[2, 2] = np.ptp(positions[start:end, 2]) + cutoff + 1.0
-        i, j, shift = finder.compute(positions[start:end], box, [True, True, False], "ijS")
-        parts.append((i.astype(np.int64) + start, j.astype(np.int64) + start, shift[:, :2]))
+    starts = np.concatenate([[0], ends[:-1]])
+    heights = positions[:, 2]
+    boxes = np.zeros((len(cells), 3, 3))
+    boxes[:, :2, :2] = cells
+    boxes[:, 2, 2] = np.maximum.reduceat(heights, starts) - np.minimum.reduceat(heights, starts) + cutoff + 1.0
+    finder = NeighborList(cutoff=cutoff, full_list=False, sorted=True, n_threads=torch.get_num_threads())
+    periodic = np.array([True, True, False])
+    parts = [
+        finder.compute(positions[start:end], box, periodic, "ijS")
+        for box, start, end in zip(boxes, starts, ends, strict=True)
+    ]
+    first = np.repeat(starts, [len(i) for i, *_ in parts])
     i, j, shift = (np.concatenate(column) for column in zip(*parts, strict=True))
+    i, j, shift = i.astype(np.int64) + first, j.astype(np.int64) + first, shift[:, :2]
     if not among_substrate:
+        mobile = batch.mobile.numpy()
         touching = (mobile[i] | mobile[j]).nonzero()[0]
         i, j, shift = i[touching], j[touching], shift[touching]
     return Edges(

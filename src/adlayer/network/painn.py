@@ -9,7 +9,8 @@ Atom ``i`` carries scalars ``s_i`` (F) and vectors ``v_i`` (3, F). With edges ``
 
 Ours adds, for the denoiser, a condition vector ``c`` of each structure (noise level and the like) to the scalars that
 enter every message and update, and lets the edges of the last message end on the atoms that are read out only.
-Without conditions it is the published network.
+Without conditions it is the published network. The message runs on kernels in C where a compiler is at hand
+(:mod:`adlayer.network.compiled`), else on PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from adlayer.network.message import Ends, Message, available
 from adlayer.network.neighbours import Edges
 
 # Not used, and freed at once: the GNU allocator learns from a mapped block just below its limit of 32 MiB to keep freed
 # memory. Otherwise most of the time goes into mapping every intermediate result anew.
 torch.empty(31 << 20, dtype=torch.uint8)
+
+
+_LEAST_EXPONENT = -60.0  # e⁻⁶⁰ is nothing, but far above the numbers that processors are slow with
+_MULTIPLE = 8  # to which the rows of the basis are filled up with zeros: products of such rows are up to twice as fast
 
 
 class RadialBasis(nn.Module):
@@ -38,12 +44,30 @@ class RadialBasis(nn.Module):
         self.coefficient = -0.5 / (cutoff / (n - 1)) ** 2
 
     def forward(self, distance: Tensor) -> Tensor:
-        return torch.exp(self.coefficient * (distance[:, None] - self.centres) ** 2)
+        exponent = self.coefficient * (distance[:, None] - self.centres) ** 2
+        return torch.exp(exponent.clamp(min=_LEAST_EXPONENT))
 
 
 def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     """``½ (1 + cos(π d / r_c))`` inside the cutoff, 0 outside (Behler & Parrinello 2007)."""
     return 0.5 * (1.0 + torch.cos(math.pi / cutoff * distance)) * (distance < cutoff)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A vector of each structure, and the structure of each atom."""
+
+    vectors: Tensor  # (B, C)
+    structure: Tensor  # (N,)
+
+    def of_atoms(self, layer: nn.Linear) -> Tensor:
+        """The layer's image of the condition of each atom, computed once for a structure."""
+        image: Tensor = layer(self.vectors)
+        return image.index_select(0, self.structure)
+
+    def at(self, rows: Tensor) -> Condition:
+        """For the atoms of the given rows alone."""
+        return Condition(self.vectors, self.structure.index_select(0, rows))
 
 
 @dataclass(frozen=True)
@@ -55,11 +79,15 @@ class Geometry:
 
     receiver: Tensor  # (E,)
     sender: Tensor  # (E,)
-    basis: Tensor  # (P, n + 1) radial functions and 1, times the cutoff function
+    basis: Tensor  # (P, n + 1 and more) radial functions and 1, times the cutoff function; zeros
     unit: Tensor  # (3, P); the second half of paired edges points the other way
     n_senders: int
     n_receivers: int
     n_ways: int  # E/P
+
+    @property
+    def ends(self) -> Ends:
+        return Ends(self.receiver, self.sender, self.n_senders, self.n_receivers)
 
     def onto(self, rows: Tensor) -> Geometry:
         """The edges that end on the atoms where ``rows`` (N,) is true, which are then numbered from 0."""
@@ -111,14 +139,21 @@ class Interaction(nn.Module):
         self.condition = nn.Linear(n_condition, features) if n_condition else None
 
     def forward(
-        self, s: Tensor, v: Tensor | None, condition: Tensor | None, geometry: Geometry
+        self, s: Tensor, v: Tensor | None, condition: Condition | None, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
         """``Δs`` (R, F) and ``Δv`` (3, R, F) of (N, F) and (3, N, F); no ``v`` stands for zeros."""
-        if self.condition is not None:
-            s = s + self.condition(condition)
-        scalar, gate, direction = self.context(s).chunk(3, dim=-1)  # (N, F) each
-        weights = torch.cat([self.filter.weight, self.filter.bias[:, None]], dim=1).chunk(3)  # (F, n + 1) each
-        parts = [geometry.basis @ weight.T for weight in weights]  # (P, F) each
+        if self.condition is not None and condition is not None:
+            s = s + condition.of_atoms(self.condition)
+        context = self.context(s)  # (N, 3F)
+        weights = torch.cat([self.filter.weight, self.filter.bias[:, None]], dim=1)  # (3F, n + 1)
+        weights = torch.nn.functional.pad(weights, (0, geometry.basis.shape[1] - weights.shape[1]))
+        if available(s):
+            v = s.new_zeros(3, *s.shape) if v is None else v
+            filters = geometry.basis @ weights.T  # (P, 3F)
+            total = Message.apply(geometry.ends, context, v, filters, geometry.unit)
+            return total[0], total[1:]
+        scalar, gate, direction = context.chunk(3, dim=-1)  # (N, F) each
+        parts = [geometry.basis @ weight.T for weight in weights.chunk(3)]  # (P, F) each
         along = (geometry.unit[:, :, None] * parts[2])[:, None]  # (3, 1, P, F)
         moved = geometry.sent(direction[None], signed=True) * along
         if v is not None:
@@ -136,12 +171,12 @@ class Mixing(nn.Module):
         self.condition = nn.Linear(n_condition, 2 * features) if n_condition else None
         self.epsilon = epsilon
 
-    def forward(self, s: Tensor, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, s: Tensor, v: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
         v_norm, v_mix = self.channels(v).chunk(2, dim=-1)  # (3, N, F) each
         norm = torch.sqrt((v_norm**2).sum(dim=0) + self.epsilon)  # (N, F)
         joined = torch.cat([s, norm], dim=-1)
-        if self.condition is not None:
-            joined = joined + self.condition(condition)
+        if self.condition is not None and condition is not None:
+            joined = joined + condition.of_atoms(self.condition)
         scalar, gate, product = self.context(joined).chunk(3, dim=-1)  # (N, F) each
         return s + scalar + product * (v_norm * v_mix).sum(dim=0), v + gate * v_mix
 
@@ -170,7 +205,7 @@ class PaiNN(nn.Module):
         v: Tensor | None,
         edges: Edges,
         vectors: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         read_out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, F) after all interactions.
@@ -182,7 +217,7 @@ class PaiNN(nn.Module):
         edges, vectors
             The edges and their vectors ``r_ij`` (E, 3), Å.
         condition
-            Of each atom (N, C).
+            What the structures are conditioned on.
         read_out
             Mask (N,): atoms whose result is wanted. Others need no last interaction and keep what they had before it.
         """
@@ -197,7 +232,7 @@ class PaiNN(nn.Module):
             interaction, mixing = layers[-1]
             rows = read_out.nonzero()[:, 0]
             ds, dv = interaction(s, kept, condition, geometry.onto(read_out))
-            theirs = None if condition is None else condition.index_select(0, rows)
+            theirs = None if condition is None else condition.at(rows)
             read, moved = mixing(s.index_select(0, rows) + ds, kept.index_select(1, rows) + dv, theirs)
             s, kept = s.index_copy(0, rows, read), kept.index_copy(1, rows, moved)
         return s, kept.transpose(0, 1)
@@ -213,6 +248,8 @@ class PaiNN(nn.Module):
             receiver, sender, vectors = (x.index_select(0, every) for x in (receiver, sender, vectors))
             distance = distance.index_select(0, inside)
         envelope = cosine_cutoff(distance, self.cutoff)[:, None]
-        basis = torch.cat([self.radial(distance) * envelope, envelope], dim=-1)
+        radial = self.radial(distance) * envelope
+        nothing = envelope.new_zeros(len(envelope), -(radial.shape[1] + 1) % _MULTIPLE)
+        basis = torch.cat([radial, envelope, nothing], dim=-1)
         unit = vectors[: len(distance)].T.contiguous() / distance
         return Geometry(receiver, sender, basis, unit, n_atoms, n_atoms, 2 if edges.paired else 1)

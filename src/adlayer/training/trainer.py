@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ from adlayer.training.dataset import Dataset, Example, Frame, composition_baseli
 
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # Å
 ENERGY_UNIT, FORCE_UNIT = 0.005, 0.1  # eV per atom, eV/Å
-CACHE_BLOCK = 8  # structures
+Item = TypeVar("Item", Example, Frame)
+BLOCK_ATOMS = 1000  # that are worked on at once, where there are more than one structure
 
 
 @dataclass(frozen=True)
@@ -373,8 +375,21 @@ def state_key(settings: Settings, dataset: Dataset) -> str:
     return json.dumps({"data": dataset.data_hash, **fixed}, sort_keys=True)
 
 
+def _blocks(items: Sequence[Item]) -> list[list[Item]]:
+    """The items in turn, in blocks of at most :data:`BLOCK_ATOMS` atoms: fewer are slow, more leave the cache."""
+    blocks: list[list[Item]] = []
+    room = 0
+    for item in items:
+        room -= len(item.numbers)
+        if room < 0:
+            blocks.append([])
+            room = BLOCK_ATOMS - len(item.numbers)
+        blocks[-1].append(item)
+    return blocks
+
+
 def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
-    """Accumulate the gradients of one batch for the denoiser, a few structures at a time: they then fit the cache."""
+    """Accumulate the gradients of one batch for the denoiser, a block of structures at a time."""
     if not settings.batch:
         return 0.0
     rng = np.random.default_rng([settings.seed, step, 0])
@@ -382,8 +397,7 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
     chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
     n_mobile = sum(int(e.mobile.sum()) for e in chosen)
     total = 0.0
-    for first in range(0, len(chosen), CACHE_BLOCK):
-        part = chosen[first : first + CACHE_BLOCK]
+    for part in _blocks(chosen):
         batch = collate(part, [_random_window(e, rng) for e in part])
         conditions = torch.stack([_conditions(e, model.card, rng, settings.drop_conditions) for e in part])
         sigma = _draw_sigma(torch.from_numpy(rng.random(len(part))).float(), batch, settings)
@@ -396,14 +410,14 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
 
 
 def _force_field_gradients(model: Model, dataset: Dataset, settings: Settings, step: int) -> float:
-    """Accumulate the gradients of one batch of frames for the force field, a few at a time: they then fit the cache."""
+    """Accumulate the gradients of one batch of frames for the force field, a block at a time."""
     if not (settings.force_batch and dataset.frames):
         return 0.0
     rng = np.random.default_rng([settings.seed, step, 1])
     frames = [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
     n_components, total = 3 * sum(len(f.numbers) for f in frames), 0.0
-    for first in range(0, len(frames), CACHE_BLOCK):
-        energy, force = _force_field_errors(model, frames[first : first + CACHE_BLOCK])
+    for part in _blocks(frames):
+        energy, force = _force_field_errors(model, part)
         loss = _huber(energy, ENERGY_UNIT) / len(frames) + _huber(force, FORCE_UNIT) / n_components
         loss.backward()
         total += float(loss.detach())

@@ -1,0 +1,120 @@
+"""Symmetric overlayers: the groups of known surfaces, orbits that are symmetric, noise of the right variance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from adlayer.analysis.symmetry import describe_symmetry
+from adlayer.structures.orbits import CyclicGroup, Orbits, cyclic_groups, draw_orbits, joined, no_symmetry
+from adlayer.structures.substrate import build_substrate
+
+
+def _substrate(surface: str, cell: str) -> Atoms:
+    return build_substrate(surface, cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("surface", "cell", "kinds"),
+    [
+        # 3m in every column of p(4x4): 32 rotations (both senses, 16 translations); 3 mirrors with 4 shifts that square
+        # to a lattice vector
+        ("Ag(111)", "p(4x4)", {"3": 32, "m": 12}),
+        ("Ag(111)", "(r7xr7)R19.1", {"3": 14}),  # the mirrors do not carry this lattice to itself
+        ("Ag(111)", "[[8,-7],[2,4]]", {}),
+        ("Ag(100)", "p(3x3)", {"2": 9, "4": 18, "m": 12}),
+        ("Ag(110)", "p(2x3)", {"2": 6, "m": 8}),
+    ],
+)
+def test_groups_of_known_surfaces(surface: str, cell: str, kinds: dict[str, int]) -> None:
+    assert {k: len(v) for k, v in cyclic_groups(_substrate(surface, cell)).items()} == kinds
+
+
+def _onto_itself(points: np.ndarray, moved: np.ndarray, cell: np.ndarray) -> float:
+    """The farthest that a moved point lies from all points modulo the lattice, Å."""
+    gaps = (moved[:, None, :2] - points[None, :, :2]) @ np.linalg.inv(cell)
+    gaps = (gaps - np.round(gaps)) @ cell
+    squares = (gaps**2).sum(-1) + (moved[:, None, 2] - points[None, :, 2]) ** 2
+    return float(np.sqrt(squares.min(axis=1).max()))
+
+
+@pytest.mark.parametrize(("surface", "cell"), [("Ag(111)", "p(4x4)"), ("Ag(100)", "p(3x3)"), ("Ag(110)", "p(2x3)")])
+def test_substrate_and_orbits_have_the_symmetry(surface: str, cell: str) -> None:
+    substrate, rng = _substrate(surface, cell), np.random.default_rng(0)
+    plane = substrate.cell.array[:2, :2]
+    for groups in cyclic_groups(substrate).values():
+        for group in groups:
+            orbits = draw_orbits([12, 5], {"only": [group]}, rng)
+            points = orbits.place(rng.uniform(0.0, 8.0, (17, 3)))
+            noisy = points + orbits.vectors(rng.normal(size=(17, 3)))
+            for turn, shift in zip(group.rotations, group.translations, strict=True):
+                for atoms in (substrate.positions, points[:12], points[12:], noisy[:12], noisy[12:]):
+                    moved = atoms.copy()
+                    moved[:, :2] = atoms[:, :2] @ turn.T + shift
+                    if not np.array_equal(orbits.source, np.arange(17)):  # the numbers fit
+                        assert _onto_itself(atoms, moved, plane) < 1e-6
+            if len(group.rotations) > 1:  # planted: any other noise breaks it
+                broken = points + rng.normal(size=(17, 3))
+                moved = broken[:12].copy()
+                moved[:, :2] = moved[:, :2] @ group.rotations[1].T + group.translations[1]
+                assert _onto_itself(broken[:12], moved, plane) > 0.1
+
+
+def test_plane_group_found_by_the_analysis() -> None:
+    """A drawn overlayer has, for the independent analysis of symmetry, the group that it was drawn with or more."""
+    substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(3)
+    low, high = substrate.info["confinement"]
+    for kind, expected in (("3", {"p3", "p3m1", "p31m"}), ("m", {"pm", "pg", "cm"})):
+        groups = {kind: cyclic_groups(substrate)[kind]}
+        for _ in range(5):
+            orbits = draw_orbits([3, 6], groups, rng)
+            points = rng.uniform(0.0, 1.0, (9, 3)) * [*np.diag(substrate.cell.array)[:2], high - low] + [0, 0, low]
+            atoms = substrate + Atoms("Ag3O6", orbits.place(points), tags=0)
+            atoms.info = dict(substrate.info)
+            assert describe_symmetry(atoms).plane_group in expected
+
+
+def test_noise_is_normal_in_what_is_free() -> None:
+    """Each atom's noise has variance one, or one in the free directions of a fixed point; images are turned copies."""
+    substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(1)
+    mirrors = {"m": [g for g in cyclic_groups(substrate)["m"] if len(g.fixed)]}
+    orbits = draw_orbits([5], mirrors, rng)
+    draws = np.array([orbits.vectors(rng.standard_normal((5, 3))) for _ in range(4000)])
+    variances = np.array([np.trace(np.cov(draws[:, i].T)) for i in range(5)])
+    free = np.array([np.linalg.matrix_rank(m) for m in orbits.matrices])
+    assert set(free) == {2, 3}
+    np.testing.assert_allclose(variances, free, atol=0.15)  # 4 standard deviations of √(2·3/4000)
+
+
+def test_atoms_on_axes_do_not_meet() -> None:
+    substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(2)
+    groups = {"3": cyclic_groups(substrate)["3"]}
+    seen = set()
+    for _ in range(50):
+        orbits = draw_orbits([4, 2], groups, rng)
+        on_axes = [i for i, m in enumerate(orbits.matrices) if np.linalg.matrix_rank(m) == 1]
+        seen.add(len(on_axes))
+        points = {tuple(orbits.shifts[i].round(3)) for i in on_axes}
+        assert len(points) == len(on_axes)
+    assert seen == {3}  # one silver and two oxygen atoms; no number else fits three axes
+
+
+def test_numbers_that_do_not_fit_have_no_symmetry() -> None:
+    substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(0)
+    groups = {"3": cyclic_groups(substrate)["3"]}
+    lone = draw_orbits([2, 2, 1], groups, rng)  # five atoms for three axes
+    assert np.array_equal(lone.source, np.arange(5))
+    glides: list[CyclicGroup] = [g for g in cyclic_groups(_substrate("Ag(110)", "p(2x3)"))["m"] if not len(g.fixed)]
+    assert glides
+    assert np.array_equal(draw_orbits([3], {"m": glides}, rng).source, np.arange(3))
+    assert np.array_equal(draw_orbits([3], {}, rng).source, np.arange(3))
+
+
+def test_joined() -> None:
+    part = Orbits(np.array([0, 0]), np.tile(np.eye(3), (2, 1, 1)), np.array([[0.0, 0, 0], [1, 0, 0]]))
+    whole = joined([part, no_symmetry(1), part])
+    points = np.arange(15.0).reshape(5, 3)
+    np.testing.assert_array_equal(
+        whole.place(points), [points[0], points[0] + [1, 0, 0], points[2], points[3], points[3] + [1, 0, 0]]
+    )
