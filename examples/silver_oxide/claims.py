@@ -1,6 +1,6 @@
 """Claims 1 to 7 of the paper with our own models: Ag8O4 in p(4x3), a cell that none of them saw.
 
-    python examples/silver_oxide/claims.py rss          # random search in that cell, 32 relaxations
+    python examples/silver_oxide/claims.py rss          # random search in that cell, 24 relaxations
     python examples/silver_oxide/claims.py models       # eight denoisers, the same number of steps each
     python examples/silver_oxide/claims.py generate     # claims 1 to 4: 32 structures of each of four models
     python examples/silver_oxide/claims.py guided       # claim 5, with the model that ships
@@ -43,7 +43,7 @@ from adlayer.training.dataset import build_dataset, parse_selection
 from adlayer.training.trainer import Settings, train
 
 HERE, RUNS = Path(__file__).parent, Path("runs/claims")
-CELL, FORMULA, N = "p(4x3)", "Ag8O4", 32
+CELL, FORMULA, N, N_RANDOM = "p(4x3)", "Ag8O4", 32, 24
 SELECTIONS = {"all": "", "low-energy": "dE<0.4", "low-oxygen": "O<0.32", "high-oxygen": "0.35<O<0.9"}
 CURVE = {"hundred": "n<101", "three-hundred": "n<301"}
 STEPS = (10, 50, 500)
@@ -71,7 +71,7 @@ def model_path(name: str) -> Path:
 
 
 def rss() -> None:
-    search(substrate(), [FORMULA], N, connect(RUNS / "rss.db"), workers=WORKERS, progress=progress("rss"))
+    search(substrate(), [FORMULA], N_RANDOM, connect(RUNS / "rss.db"), workers=WORKERS, progress=progress("rss"))
 
 
 def learn(name: str, data: str) -> None:
