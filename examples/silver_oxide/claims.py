@@ -2,7 +2,7 @@
 
     python examples/silver_oxide/claims.py rss          # random search in that cell, 24 relaxations
     python examples/silver_oxide/claims.py models       # eight denoisers, the same number of steps each
-    python examples/silver_oxide/claims.py generate     # claims 1 to 4: 32 structures of each of four models
+    python examples/silver_oxide/claims.py generate     # claims 1 to 4: 24 structures of each of four models
     python examples/silver_oxide/claims.py guided       # claim 5, with the model that ships
     python examples/silver_oxide/claims.py steps        # claim 6, with the model that ships
     python examples/silver_oxide/claims.py large        # claim 7: cells of 12 to 96 units
@@ -43,7 +43,7 @@ from adlayer.training.dataset import build_dataset, parse_selection
 from adlayer.training.trainer import Settings, train
 
 HERE, RUNS = Path(__file__).parent, Path("runs/claims")
-CELL, FORMULA, N, N_RANDOM = "p(4x3)", "Ag8O4", 32, 24
+CELL, FORMULA, N = "p(4x3)", "Ag8O4", 24
 SELECTIONS = {"all": "", "low-energy": "dE<0.4", "low-oxygen": "O<0.32", "high-oxygen": "0.35<O<0.9"}
 CURVE = {"hundred": "n<101", "three-hundred": "n<301"}
 STEPS = (10, 50, 500)
@@ -71,7 +71,7 @@ def model_path(name: str) -> Path:
 
 
 def rss() -> None:
-    search(substrate(), [FORMULA], N_RANDOM, connect(RUNS / "rss.db"), workers=WORKERS, progress=progress("rss"))
+    search(substrate(), [FORMULA], N, connect(RUNS / "rss.db"), workers=WORKERS, progress=progress("rss"))
 
 
 def learn(name: str, data: str) -> None:
@@ -114,13 +114,14 @@ def make(
 
 def raw(name: str) -> np.ndarray:
     """SevenNet-0 energies as generated (n,), eV."""
-    rows = sorted(connect(RUNS / f"{name}.db").select("stage=relaxed"), key=lambda row: row.sample)
+    rows = sorted(connect(RUNS / f"{name}.db").select(f"stage=relaxed,sample<{N}"), key=lambda row: row.sample)
     return np.array([row.data["path_energies"][0] for row in rows])
 
 
 def relaxed(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Energies of what converged, eV, and steps of all (n,)."""
-    rows = list(connect(RUNS / f"{name}.db").select("stage=search" if name == "rss" else "stage=relaxed"))
+    stage = "search" if name == "rss" else "relaxed"
+    rows = list(connect(RUNS / f"{name}.db").select(f"stage={stage},sample<{N}"))
     return np.array([r.energy for r in rows if r.converged]), np.array([r.n_steps for r in rows])
 
 
@@ -273,7 +274,7 @@ def work(what: str, data: str) -> None:
             make(f"guided-{strength}", shipped(), N, relax=False, guidance=strength)
     elif what == "steps":
         for steps in STEPS:
-            make(f"steps-{steps}", shipped(), 24, relax=True, steps=steps)
+            make(f"steps-{steps}", shipped(), N, relax=True, steps=steps)
     elif what == "large":
         for model in ("all", "unrepeated"):
             for cell, (formula, n) in CELLS.items():
