@@ -153,7 +153,7 @@ def summarise(name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         "different_within_0.1_eV": len(unique([a for a, c in zip(relaxed, close, strict=True) if c])),
         "lowest_eV": round(float(energies[sound].min()), 4),
         "lowest_ag6_eV": round(float(energies[matched].min()), 4) if matched else None,
-        "median_eV": _value(bootstrap_interval(energies, np.median, seed=0)),
+        "median_eV": _value(bootstrap_interval(energies[sound], np.median, seed=0)),
         "raw_median_eV": _value(bootstrap_interval(raw, np.median, seed=0)),
         "steps_median": _value(bootstrap_interval(steps, np.median, seed=0), 1),
         "force_calls_each": round(float(calls.mean()), 1),
