@@ -114,7 +114,7 @@ def summary() -> None:
     (HERE / "boundary.json").write_text(json.dumps(record, indent=1) + "\n")
     best.info.pop("row")
     write_structures(HERE / "boundary.extxyz", [best])
-    structure_figure(best, width=6.5).savefig(HERE / "boundary.png", dpi=130)
+    structure_figure(best, width=6.5).savefig(HERE / "boundary.png", dpi=80)
     print(json.dumps(record, indent=1))
 
 
