@@ -2,7 +2,7 @@
 
     python examples/silver_oxide/claims.py rss          # random search in that cell, 24 relaxations
     python examples/silver_oxide/claims.py models       # eight denoisers, the same number of steps each
-    python examples/silver_oxide/claims.py generate     # claims 1 to 4: 24 structures, 16 of the three biased models
+    python examples/silver_oxide/claims.py generate     # claims 1 to 4: 24 structures of each of four models
     python examples/silver_oxide/claims.py guided       # claim 5, with the model that ships
     python examples/silver_oxide/claims.py steps        # claim 6, with the model that ships
     python examples/silver_oxide/claims.py large        # claim 7: cells of 12 to 96 units
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from scipy.stats import mannwhitneyu, wilcoxon
+from scipy.stats import fisher_exact, mannwhitneyu, wilcoxon
 
 from adlayer.analysis.compare import bootstrap_interval, distribution_distance, wilson_interval
 from adlayer.energies.relaxing import relax_into_database
@@ -43,7 +43,7 @@ from adlayer.training.dataset import build_dataset, parse_selection
 from adlayer.training.trainer import Settings, train
 
 HERE, RUNS = Path(__file__).parent, Path("runs/claims")
-CELL, FORMULA, N, N_BIASED = "p(4x3)", "Ag8O4", 24, 16
+CELL, FORMULA, N = "p(4x3)", "Ag8O4", 24
 SELECTIONS = {"all": "", "low-energy": "dE<0.4", "low-oxygen": "O<0.32", "high-oxygen": "0.35<O<0.9"}
 CURVE = {"hundred": "n<101", "three-hundred": "n<301"}
 STEPS = (10, 50, 500)
@@ -246,6 +246,27 @@ def _large() -> dict[str, Any]:
                 "overlapping": [overlaps, round(share.low, 3), round(share.high, 3)],
                 "raw_median_per_overlayer_atom": interval(raw(name) / counts[cell] - small),
             }
+    per_atom = {
+        (cell, model): raw(f"{model}-{cell}") / counts[cell] - small
+        for cell in CELLS
+        for model in ("all", "unrepeated")
+    }
+    shown = {
+        f"{cell}, {'repeated' if model == 'all' else 'not'}": values
+        for (cell, model), values in per_atom.items()
+        if cell in ("p(4x6)", "p(8x6)")
+    }
+    figure = energy_distribution(shown, "raw energy per overlayer atom, eV")
+    figure.savefig(HERE / "claims-repetition.png", dpi=130)
+    result["repeated against not"] = {
+        cell: shift(per_atom[cell, "unrepeated"], per_atom[cell, "all"]) for cell in list(CELLS)[1:]
+    }
+    larger = [np.concatenate([per_atom[c, m] for c in list(CELLS)[1:]]) for m in ("unrepeated", "all")]
+    result["repeated against not"]["all larger cells"] = shift(*larger)
+    overlapping = [[result[m][c]["overlapping"][0] for c in list(CELLS)[1:]] for m in ("unrepeated", "all")]
+    n = sum(result["all"][c]["n"] for c in list(CELLS)[1:])
+    table = [[sum(k), n - sum(k)] for k in overlapping]
+    result["overlapping in larger cells"] = {"not": table[0], "repeated": table[1], "p": fisher_exact(table).pvalue}
     return result
 
 
@@ -268,13 +289,13 @@ def work(what: str, data: str) -> None:
             learn(name, data)
     elif what == "generate":
         for name in SELECTIONS:
-            make(name, str(model_path(name)), N if name == "all" else N_BIASED, relax=True)
+            make(name, str(model_path(name)), N, relax=True)
     elif what == "guided":
         for strength in GUIDANCE:
             make(f"guided-{strength}", shipped(), N, relax=False, guidance=strength)
     elif what == "steps":
         for steps in STEPS:
-            make(f"steps-{steps}", shipped(), N, relax=True, steps=steps)
+            make(f"steps-{steps}", shipped(), 12, relax=True, steps=steps)
     elif what == "large":
         for model in ("all", "unrepeated"):
             for cell, (formula, n) in CELLS.items():
