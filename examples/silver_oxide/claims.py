@@ -189,6 +189,7 @@ def _models() -> dict[str, Any]:
         "1 kolmogorov_smirnov_p": distance.ks_p_value,
         "2 steps": shift(steps["rss"], steps["all"]),
         "3 low energy": shift(energies["all"], energies["low-energy"]),
+        "3 low energy, raw": shift(raw("all"), raw("low-energy")),
         "4 low oxygen": shift(energies["all"], energies["low-oxygen"]),
         "4 high oxygen": shift(energies["all"], energies["high-oxygen"]),
         "4 high against low oxygen": shift(energies["low-oxygen"], energies["high-oxygen"]),
@@ -225,6 +226,7 @@ def _steps() -> dict[str, Any]:
         "n": len(first[few]),
         "raw_median": {s: interval(v - zero) for s, v in first.items()},
         "relaxed_median": {s: interval(v - zero) for s, v in last.items()},
+        f"raw, {few} to 50": shift(first[few], first[50]),
         f"raw, {few} to {many}": shift(first[few], first[many]),
         f"relaxed, {few} to {many}": shift(last[few], last[many]),
     }
