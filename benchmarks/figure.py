@@ -16,7 +16,7 @@ INK, MUTED = "#1f2933", "#6b7684"
 LABELS = {
     "sampling": "sampling,\nstructure and step",
     "sampling_guided": "sampling with\nforce guidance",
-    "structure": "one structure,\ndefault steps",
+    "structure": "one structure at equal\nor better raw energy",
     "train_denoiser": "training step,\ndenoiser",
     "train_force_field": "training step\nwith force field",
     "memory_sampling": "peak memory,\nsampling",
@@ -61,7 +61,7 @@ def ratios(axes: Axes, results: dict[str, Any]) -> None:
         axes.plot([target] * 2, [row - 0.4, row + 0.4], color=VERMILION, linewidth=1.8, zorder=3)
     axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
-    axes.set_xlim(0.002, 1.3)
+    axes.set_xlim(0.001, 1.3)
     axes.set_xticks([0.01, 0.1, 1.0], ["1/100", "1/10", "1"])
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names], color=INK)
     axes.invert_yaxis()
