@@ -82,8 +82,8 @@ def run_learned(n: int, seed: int, path: str) -> None:
         record = {"model": model_hash(path), "seed": seed, "energies_eV": [], "steps": [], "ag6": []}
     model, known = load_model(path), reference(AG6)
     substrate = build_substrate("Ag(111)", "p(4x4)", layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
-    pairs = model.force_field(to_batch([known]))
-    zero = float(model.force_field.total_energy(to_batch([known]), pairs[0])[0])
+    batch = to_batch([known])
+    zero = float(model.force_field.total_energy(batch, model.force_field(batch)[0])[0])
     for first in range(len(record["ag6"]), n, 8):
         starts = [place_overlayer(substrate, FORMULA, sample_rng(seed, FORMULA, k)) for k in range(first, first + 8)]
         batch = to_batch(starts)

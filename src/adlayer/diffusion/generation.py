@@ -225,8 +225,7 @@ def _run_block(
         return np.concatenate([getattr(stream, kind)(size=shape) for stream in streams])
 
     def normal() -> Tensor:
-        numbers = draw("standard_normal")
-        return torch.from_numpy(numbers if orbits is None else orbits.vectors(numbers)).to(dtype)
+        return torch.from_numpy(orbits.vectors(draw("standard_normal"))).to(dtype)
 
     guidance = None
     if settings.guidance > 0.0:
@@ -241,11 +240,9 @@ def _run_block(
         guidance=guidance,
         corrector=Langevin(settings.corrector) if settings.corrector else None,
     )
-    start_positions = uniform(block.domain, torch.from_numpy(draw("random")).to(dtype))
-    if orbits is not None:
-        start_positions = torch.from_numpy(orbits.place(start_positions.double().numpy())).to(dtype)
+    anywhere = uniform(block.domain, torch.from_numpy(draw("random")).to(dtype))
     positions = denoise(
-        start_positions,
+        torch.from_numpy(orbits.place(anywhere.double().numpy())).to(dtype),
         block.grid(),
         callback=None if trajectory is None else lambda _, x: frames.append(x.double().numpy().copy()),
     )
@@ -257,7 +254,7 @@ def _run_block(
     low, high = _REFINE_LEVELS
     for number in range(settings.refine if settings.relax_steps else 0):
         if 2 * number >= settings.refine:
-            orbits = None
+            orbits = no_symmetry(len(positions))
         level = low * (high / low) ** torch.from_numpy(draw("random", (1,))).to(dtype)  # (B,)
         noisy = block.kernel.perturb(positions, level, normal(), block.domain)
         levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
@@ -268,18 +265,11 @@ def _run_block(
     return _structures(block, start, positions, len(substrate)), block.network_calls, block.force_calls
 
 
-def _draw_orbits(
-    substrate: Atoms, counts: list[int], streams: list[np.random.Generator], share: float
-) -> Orbits | None:
-    """Orbits of the samples' atoms, a ``share`` of the samples with a symmetry; nothing if the share is."""
-    if not share:
-        return None
-    groups = cyclic_groups(substrate)
+def _draw_orbits(substrate: Atoms, counts: list[int], streams: list[np.random.Generator], share: float) -> Orbits:
+    """Orbits of the samples' atoms, a ``share`` of the samples with a symmetry; without a share nothing is drawn."""
+    groups = cyclic_groups(substrate) if share else {}
     return joined(
-        [
-            draw_orbits(counts, groups, stream) if stream.random() < share else no_symmetry(sum(counts))
-            for stream in streams
-        ]
+        [draw_orbits(counts, groups if share and stream.random() < share else {}, stream) for stream in streams]
     )
 
 

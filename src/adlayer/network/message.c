@@ -37,6 +37,9 @@ typedef struct {
 #define RECEIVED                                                                                                       \
     const REAL *restrict g0 = g + F * i, *restrict gx = g0 + F * R, *restrict gy = gx + F * R, *restrict gz = gy + F * R
 
+#define INTO_MESSAGE                                                                                                   \
+    REAL *restrict d0 = dg + F * i, *restrict dx = d0 + F * R, *restrict dy = dx + F * R, *restrict dz = dy + F * R
+
 #define INTO_GRADIENTS                                                                                                 \
     REAL *restrict dc0 = dc + 3 * F * j, *restrict dc1 = dc0 + F, *restrict dc2 = dc1 + F;                             \
     REAL *restrict dvx = dv + F * j, *restrict dvy = dvx + F * N, *restrict dvz = dvy + F * N;                         \
@@ -56,7 +59,7 @@ void message(const Edges *edges, const REAL *c, const REAL *v, const REAL *w, co
     memset(dg, 0, 4 * R * F * sizeof(REAL));
     EACH_EDGE {
         HERE;
-        REAL *restrict d0 = dg + F * i, *restrict dx = d0 + F * R, *restrict dy = dx + F * R, *restrict dz = dy + F * R;
+        INTO_MESSAGE;
 #pragma omp simd
         for (int64_t f = 0; f < F; ++f) {
             const REAL a = c1[f] * w1[f], b = c2[f] * w2[f];
@@ -112,7 +115,7 @@ void second(const Edges *edges, const REAL *g, const REAL *c, const REAL *v, con
         HERE;
         RECEIVED;
         INTO_GRADIENTS;
-        REAL *restrict d0 = dg + F * i, *restrict dx = d0 + F * R, *restrict dy = dx + F * R, *restrict dz = dy + F * R;
+        INTO_MESSAGE;
         const REAL hx = sign * tu[p], hy = sign * tu[P + p], hz = sign * tu[2 * P + p];
         const REAL *restrict tc0 = tc + 3 * F * j, *restrict tc1 = tc0 + F, *restrict tc2 = tc1 + F;
         const REAL *restrict tvx = tv + F * j, *restrict tvy = tvx + F * N, *restrict tvz = tvy + F * N;
