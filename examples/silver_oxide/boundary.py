@@ -11,25 +11,20 @@ crystal and oxygen at Δμ below half a molecule. Everything lies under ``runs/b
 
 import argparse
 import json
-import platform
-import sys
-from collections.abc import Callable
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from setting import about, median, progress, shipped, substrate
 
-from adlayer.analysis.compare import bootstrap_interval
 from adlayer.analysis.energetics import SurfacePhase
 from adlayer.analysis.references import reference
 from adlayer.energies.relaxing import relax_into_database
 from adlayer.energies.search import search
 from adlayer.report.figures import structure_figure
 from adlayer.structures.store import connect, read_structures, write_structures
-from adlayer.structures.substrate import build_substrate
 from adlayer.study.learning import generate_into, sampling_settings
 from adlayer.study.thermodynamics import study_phases
 
@@ -38,22 +33,12 @@ CELL, FORMULA = "[[8,-7],[2,4]]", "Ag29O22"
 POTENTIALS = (-0.8, -0.6, -0.4, -0.2, 0.0)  # Δμ of oxygen, eV
 
 
-def progress(label: str) -> Callable[[int, int], None]:
-    """A line on stderr for each structure done."""
-    return lambda done, total: print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
-
-
-def substrate() -> Atoms:
-    return build_substrate("Ag(111)", CELL, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
-
-
 def make(n: int, refine: int, workers: int | None) -> None:
-    with resources.as_file(resources.files("adlayer") / "data" / "ag-o.safetensors") as shipped:
-        database = connect(RUNS / "generated.db")
-        made = generate_into(
-            database, str(shipped), substrate(), formula=FORMULA, n=n, workers=workers,
-            sampling=sampling_settings(refine=refine), progress=progress("generate"),
-        )  # fmt: skip
+    database = connect(RUNS / "generated.db")
+    made = generate_into(
+        database, shipped(), substrate(CELL), formula=FORMULA, n=n, workers=workers,
+        sampling=sampling_settings(refine=refine), progress=progress("generate"),
+    )  # fmt: skip
     relax_into_database(made["structures"], database, "sevennet", workers=workers, progress=progress("relax"))
 
 
@@ -65,16 +50,12 @@ def _numbers(structures: list[Atoms], raw: list[float], zero: float) -> dict[str
     energies = np.array([a.get_potential_energy() for a in structures]) - zero
     steps = np.array([a.info["row"]["n_steps"] for a in structures], dtype=float)
 
-    def interval(values: np.ndarray, digits: int) -> list[float]:
-        found = bootstrap_interval(values, np.median, seed=0)
-        return [round(float(x), digits) for x in (found.value, found.low, found.high)]
-
     return {
         "n": len(structures),
         "lowest_eV": round(float(energies.min()), 3),
-        "median_eV": interval(energies, 3),
-        "raw_median_eV": interval(np.array(raw) - zero, 2),
-        "steps_median": interval(steps, 1),
+        "median_eV": median(energies, 3),
+        "raw_median_eV": median(np.array(raw) - zero, 2),
+        "steps_median": median(steps, 1),
         "cpu_s_relaxing": round(float(np.mean([a.info["row"]["cpu_s"] for a in structures])), 1),
     }
 
@@ -97,10 +78,8 @@ def summary() -> None:
     known.calc = SinglePointCalculator(known, energy=float(known.info["reference_energy"]))
     phases = study_phases([known, best], "sevennet", connect(RUNS / "references.db"), progress=progress("references"))
     cost = [a.info["row"]["cpu_s"] for a in read_structures(RUNS / "generated.db", "stage=generated")]
-    record: dict[str, Any] = {
-        "what": f"{FORMULA} in {CELL} of Ag(111), SevenNet-0; eV a cell above the lowest generated, 95 % intervals",
-        "machine": f"{platform.machine()}, {platform.system()}, one thread a structure",
-        "versions": {p: metadata.version(p) for p in ("adlayer", "torch", "ase", "sevenn")},
+    what = f"{FORMULA} in {CELL} of Ag(111), SevenNet-0; eV a cell above the lowest generated, 95 % intervals"
+    record: dict[str, Any] = about(what) | {
         "model": best.info["row"]["model"],
         "generated": {
             **_numbers(generated, _raw(RUNS / "generated.db", "relaxed"), zero),
@@ -130,7 +109,9 @@ def main() -> None:
         make(arguments.n, arguments.refine, arguments.workers)
     elif arguments.what == "random":
         database = connect(RUNS / "random.db")
-        search(substrate(), [FORMULA], arguments.n, database, workers=arguments.workers, progress=progress("random"))
+        search(
+            substrate(CELL), [FORMULA], arguments.n, database, workers=arguments.workers, progress=progress("random")
+        )
     else:
         summary()
 

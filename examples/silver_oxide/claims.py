@@ -17,26 +17,23 @@ paper. Energies are SevenNet-0's, two layers, the lower one fixed, lattice const
 
 import argparse
 import json
-import platform
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata, resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from scipy.stats import fisher_exact, mannwhitneyu, wilcoxon
+from setting import about, median, progress, shipped, substrate
 
-from adlayer.analysis.compare import bootstrap_interval, distribution_distance, wilson_interval
+from adlayer.analysis.compare import distribution_distance, wilson_interval
 from adlayer.energies.relaxing import relax_into_database
 from adlayer.energies.search import search
 from adlayer.network.model import Architecture
 from adlayer.report.figures import energy_distribution, relaxation_figure
 from adlayer.structures.placement import closest_contact
 from adlayer.structures.store import connect, read_structures, rows_in_order
-from adlayer.structures.substrate import build_substrate
 from adlayer.study.learning import generate_into, sampling_settings
 from adlayer.training.checkpoint import load_state, save_model, save_state, state_path
 from adlayer.training.dataset import build_dataset, parse_selection
@@ -53,25 +50,12 @@ PLAIN: dict[str, Any] = {"energy": None, "relax_steps": 0, "refine": 0}
 WORKERS = 1
 
 
-def progress(label: str) -> Callable[[int, int], None]:
-    """A line on stderr for each structure done."""
-    return lambda done, total: print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
-
-
-def substrate(cell: str = CELL) -> Atoms:
-    return build_substrate("Ag(111)", cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
-
-
-def shipped() -> str:
-    return str(resources.files("adlayer") / "data" / "ag-o.safetensors")
-
-
 def model_path(name: str) -> Path:
     return RUNS / f"{name}.safetensors"
 
 
 def rss() -> None:
-    search(substrate(), [FORMULA], N, connect(RUNS / "rss.db"), workers=WORKERS, progress=progress("rss"))
+    search(substrate(CELL), [FORMULA], N, connect(RUNS / "rss.db"), workers=WORKERS, progress=progress("rss"))
 
 
 def learn(name: str, data: str) -> None:
@@ -125,12 +109,6 @@ def relaxed(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([r.energy for r in rows if r.converged]), np.array([r.n_steps for r in rows])
 
 
-def interval(values: np.ndarray, digits: int = 3) -> list[float]:
-    """Median with its 95 % interval."""
-    found = bootstrap_interval(values, np.median, seed=0)
-    return [round(float(x), digits) for x in (found.value, found.low, found.high)]
-
-
 def shift(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """How much lower or higher the second sample lies: difference of medians with its interval, and the rank test."""
     rng = np.random.default_rng(0)
@@ -151,11 +129,7 @@ def broken(name: str) -> tuple[int, int]:
 
 def summary() -> None:
     """All claims from what there is; missing parts are left out."""
-    record: dict[str, Any] = {
-        "what": f"{FORMULA} in Ag(111) {CELL}, SevenNet-0; medians with 95 % intervals, eV; p of Mann and Whitney",
-        "machine": f"{platform.machine()}, {platform.system()}, one thread a structure",
-        "versions": {p: metadata.version(p) for p in ("adlayer", "torch", "ase", "sevenn", "numpy")},
-    }
+    record = about(f"{FORMULA} in Ag(111) {CELL}, SevenNet-0; medians with 95 % intervals, eV; p of Mann and Whitney")
     there = {path.stem for path in RUNS.glob("*.db")}
     for title, needed, content in (
         ("1-4 models", {"rss", *SELECTIONS}, _models),
@@ -182,9 +156,9 @@ def _models() -> dict[str, Any]:
     w = distance.wasserstein
     return {
         "n": {k: len(v) for k, v in energies.items()},
-        "relaxed_median": {k: interval(v) for k, v in energies.items()},
-        "raw_median": {k: interval(raw(k) - zero, 2) for k in SELECTIONS},
-        "steps_median": {k: interval(v, 1) for k, v in steps.items()},
+        "relaxed_median": {k: median(v) for k, v in energies.items()},
+        "raw_median": {k: median(raw(k) - zero, 2) for k in SELECTIONS},
+        "steps_median": {k: median(v, 1) for k, v in steps.items()},
         "1 wasserstein_to_rss": [round(float(x), 3) for x in (w.value, w.low, w.high)],
         "1 kolmogorov_smirnov_p": distance.ks_p_value,
         "2 steps": shift(steps["rss"], steps["all"]),
@@ -198,7 +172,7 @@ def _models() -> dict[str, Any]:
 
 def _paired(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     """Change from ``before`` to ``after`` sample by sample."""
-    return {"change_median": interval(after - before), "wilcoxon_p": float(wilcoxon(after - before).pvalue)}
+    return {"change_median": median(after - before), "wilcoxon_p": float(wilcoxon(after - before).pvalue)}
 
 
 def _guided() -> dict[str, Any]:
@@ -209,7 +183,7 @@ def _guided() -> dict[str, Any]:
     plain, *others = energies.items()
     return {
         "n": len(plain[1]),
-        "raw_median": {k: interval(v - zero) for k, v in energies.items()},
+        "raw_median": {k: median(v - zero) for k, v in energies.items()},
         "against none, same seeds": {k: _paired(plain[1], v) for k, v in others},
     }
 
@@ -224,8 +198,8 @@ def _steps() -> dict[str, Any]:
     few, many = STEPS[0], STEPS[-1]
     return {
         "n": len(first[few]),
-        "raw_median": {s: interval(v - zero) for s, v in first.items()},
-        "relaxed_median": {s: interval(v - zero) for s, v in last.items()},
+        "raw_median": {s: median(v - zero) for s, v in first.items()},
+        "relaxed_median": {s: median(v - zero) for s, v in last.items()},
         f"raw, {few} to 50": shift(first[few], first[50]),
         f"raw, {few} to {many}": shift(first[few], first[many]),
         f"relaxed, {few} to {many}": shift(last[few], last[many]),
@@ -246,7 +220,7 @@ def _large() -> dict[str, Any]:
                 "atoms": bare[cell] + counts[cell],
                 "n": n,
                 "overlapping": [overlaps, round(share.low, 3), round(share.high, 3)],
-                "raw_median_per_overlayer_atom": interval(raw(name) / counts[cell] - small),
+                "raw_median_per_overlayer_atom": median(raw(name) / counts[cell] - small),
             }
     per_atom = {
         (cell, model): raw(f"{model}-{cell}") / counts[cell] - small
@@ -276,7 +250,7 @@ def _curve() -> dict[str, Any]:
     zero = relaxed("rss")[0].min()
     made = {name: raw(name) for name in (*CURVE, "all")}
     return {
-        "raw_median": {k: interval(v - zero, 2) for k, v in made.items()},
+        "raw_median": {k: median(v - zero, 2) for k, v in made.items()},
         "hundred to all": shift(made["hundred"], made["all"]),
         "three-hundred to all": shift(made["three-hundred"], made["all"]),
     }

@@ -16,17 +16,15 @@ are above the lowest structure known, the Ag6 model (-145.506 eV). Raw energies 
 import argparse
 import json
 import lzma
-import platform
 import sys
 import tempfile
-from collections.abc import Callable
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
+from setting import about, progress, shipped, substrate
 
 from adlayer.analysis.compare import bootstrap_interval, calls_for_success, success_curve, wilson_interval
 from adlayer.analysis.matching import match, unique
@@ -38,7 +36,7 @@ from adlayer.network.graph import to_batch
 from adlayer.report.figures import energy_distribution, success_figure
 from adlayer.structures.placement import place_overlayer
 from adlayer.structures.store import connect, read_structures, replacing, write_row
-from adlayer.structures.substrate import build_substrate, fixed_mask
+from adlayer.structures.substrate import fixed_mask
 from adlayer.study.learning import generate_into, sampling_settings
 from adlayer.training.checkpoint import load_model, model_hash
 
@@ -53,21 +51,16 @@ SETS: dict[str, dict[str, Any]] = {
 WITHIN = 0.1  # eV
 
 
-def progress(label: str) -> Callable[[int, int], None]:
-    """A line on stderr for each structure done."""
-    return lambda done, total: print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
-
-
 def run(name: str, n: int, seed: int, model: str, workers: int | None) -> None:
     """Make one set, or what is missing of it."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    substrate = build_substrate("Ag(111)", "p(4x4)", layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
+    surface = substrate("p(4x4)")
     database = connect(RUNS / f"{name}.db")
     if name == "random":
-        search(substrate, [FORMULA], n, database, seed=seed, workers=workers, progress=progress(name))
+        search(surface, [FORMULA], n, database, seed=seed, workers=workers, progress=progress(name))
         return
     made = generate_into(
-        database, model, substrate, formula=FORMULA, n=n, seed=seed, workers=workers, progress=progress(name),
+        database, model, surface, formula=FORMULA, n=n, seed=seed, workers=workers, progress=progress(name),
         sampling=sampling_settings(**SETS[name]),
     )  # fmt: skip
     relax_into_database(made["structures"], database, "sevennet", workers=workers, progress=progress(f"relax {name}"))
@@ -81,11 +74,11 @@ def run_learned(n: int, seed: int, path: str) -> None:
     if record.get("model") != model_hash(path) or record.get("seed") != seed:
         record = {"model": model_hash(path), "seed": seed, "energies_eV": [], "steps": [], "ag6": []}
     model, known = load_model(path), reference(AG6)
-    substrate = build_substrate("Ag(111)", "p(4x4)", layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
+    surface = substrate("p(4x4)")
     batch = to_batch([known])
     zero = float(model.force_field.total_energy(batch, model.force_field(batch)[0])[0])
     for first in range(len(record["ag6"]), n, 8):
-        starts = [place_overlayer(substrate, FORMULA, sample_rng(seed, FORMULA, k)) for k in range(first, first + 8)]
+        starts = [place_overlayer(surface, FORMULA, sample_rng(seed, FORMULA, k)) for k in range(first, first + 8)]
         batch = to_batch(starts)
         fixed = torch.from_numpy(np.concatenate([fixed_mask(a) for a in starts]))
         done = relax_batch(
@@ -172,12 +165,8 @@ def summary() -> None:
     """Table on stdout, and the two files."""
     names = [n for n in (*SETS, "random") if (RUNS / f"{n}.db").is_file()]
     found = {name: summarise(name) for name in names}
-    record = {
-        "what": "Ag12O6 in Ag(111) p(4x4), SevenNet-0, 2 layers; energies above the Ag6 model; 95 % intervals",
-        "machine": f"{platform.machine()}, {platform.system()}, one thread per structure",
-        "versions": {p: metadata.version(p) for p in ("adlayer", "torch", "ase", "sevenn", "numpy")},
-        "sets": {name: result for name, (result, _, _) in found.items()},
-    }
+    what = "Ag12O6 in Ag(111) p(4x4), SevenNet-0, 2 layers; energies above the Ag6 model; 95 % intervals"
+    record = about(what) | {"sets": {name: result for name, (result, _, _) in found.items()}}
     if (RUNS / "learned.json").is_file():
         record["random search in the learned force field"] = summarise_learned()
     (HERE / "headline.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -219,13 +208,12 @@ def main() -> None:
     if arguments.what == "summary":
         summary()
         return
-    with resources.as_file(resources.files("adlayer") / "data" / "ag-o.safetensors") as shipped:
-        model = arguments.model or str(shipped)
-        print(f"model {model_hash(model)}", file=sys.stderr)
-        if arguments.what == "learned":
-            run_learned(arguments.n, arguments.seed, model)
-        else:
-            run(arguments.what, arguments.n, arguments.seed, model, arguments.workers)
+    model = arguments.model or shipped()
+    print(f"model {model_hash(model)}", file=sys.stderr)
+    if arguments.what == "learned":
+        run_learned(arguments.n, arguments.seed, model)
+    else:
+        run(arguments.what, arguments.n, arguments.seed, model, arguments.workers)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import sys
 
 from ase import Atoms
 from ase.db.core import Database
+from setting import substrate
 
 from adlayer.energies.relaxing import relax_into_database
 from adlayer.energies.search import search
 from adlayer.structures.store import connect
-from adlayer.structures.substrate import build_substrate
 from adlayer.study.learning import generate_into, sampling_settings
 
 SMALL = "Ag4O2 Ag3O2 Ag4O3 Ag5O2 Ag5O3 Ag4O Ag3O3 Ag4O4 Ag5O Ag3O"
@@ -35,20 +35,20 @@ FORMULAS = {
 VARIED = sampling_settings(refine=4)  # with 40 rounds, most samples of a small cell are one and the same structure
 
 
-def searched(database: Database, substrate: Atoms, formulas: list[str], samples: int, workers: int | None) -> str:
+def searched(database: Database, surface: Atoms, formulas: list[str], samples: int, workers: int | None) -> str:
     """Random search; says how it went."""
-    summary = search(substrate, formulas, samples, database, workers=workers)
+    summary = search(surface, formulas, samples, database, workers=workers)
     return f"{summary.n} relaxed, {summary.n_converged} converged"
 
 
 def generated(
-    database: Database, substrate: Atoms, formulas: list[str], samples: int, workers: int | None, model: str
+    database: Database, surface: Atoms, formulas: list[str], samples: int, workers: int | None, model: str
 ) -> str:
     """Generate with a model and relax; says how it went."""
     made = []
     for formula in formulas:
         work = {"formula": formula, "n": samples, "workers": workers, "sampling": VARIED}
-        made += generate_into(database, model, substrate, **work)["structures"]
+        made += generate_into(database, model, surface, **work)["structures"]
     relax_into_database(made, database, "sevennet", workers=workers)
     return f"{samples} of each of {len(formulas)} compositions generated and relaxed"
 
@@ -63,8 +63,8 @@ def main() -> None:
     database = connect(arguments.database)
     for samples in range(4, 4 * arguments.rounds + 1, 4):
         for cell, formulas in FORMULAS.items():
-            substrate = build_substrate("Ag(111)", cell, layers=2, fixed_layers=1, lattice=4.167, window=(1.0, 4.0))
-            work = (database, substrate, formulas.split(), samples, arguments.workers)
+            surface = substrate(cell)
+            work = (database, surface, formulas.split(), samples, arguments.workers)
             said = generated(*work, arguments.model) if arguments.model else searched(*work)
             print(f"{cell}: {said}", file=sys.stderr, flush=True)
 
