@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
+from ase.constraints import FixedPlane
 
 from adlayer import study
 from adlayer.energies import relaxing
@@ -135,3 +136,7 @@ def test_mistakes(starts: list[Atoms], tmp_path: Path) -> None:
     titanium = Atoms("Ti2", [(0, 0, 0), (0, 0, 2.5)])
     with pytest.raises(UserError, match="emt cannot treat"):
         study.relax([titanium], calculator="emt", workers=1)
+    held = starts[1].copy()
+    held.set_constraint(FixedPlane(0, (0, 0, 1)))
+    with pytest.raises(UserError, match="is under FixedPlane, which relaxation does not know"):
+        study.relax([held], calculator="emt", workers=1)
