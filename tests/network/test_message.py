@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from adlayer.network import compiled, message, painn
+from adlayer.network import message, painn
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.heads import Denoiser, ForceField
 from adlayer.network.message import Ends, Message
 
 Slab = Callable[..., Atoms]
 SIZE = {"features": 24, "interactions": 3, "n_radial": 9, "cutoff": 5.0, "lift": 1.1}
-needs_compiler = pytest.mark.skipif(compiled.library(torch.float32) is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(message.library(torch.float32) is None, reason="no C compiler")
 
 
 def _arguments(n_pairs: int = 7, n_atoms: int = 5, features: int = 6) -> tuple[Tensor, ...]:
@@ -128,35 +127,6 @@ def test_the_comparison_sees_small_mistakes(
     assert max(off) > 1e-8
 
 
-@needs_compiler
-def test_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.library.__wrapped__(torch.float32) is not None
-    (file,) = (tmp_path / "adlayer").iterdir()
-    monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert compiled.library.__wrapped__(torch.float32) is not None
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.library.__wrapped__(torch.float64) is not None
-    assert len(list(file.parent.iterdir())) == 2
-
-
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
-def test_without_a_compiler_that_works_there_is_no_library(
-    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", compiler)
-    assert compiled.library.__wrapped__(torch.float32) is None
-    assert not list(tmp_path.glob("adlayer/*"))
-
-
-def test_a_cache_that_cannot_be_written_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compiled.library.__wrapped__(torch.float32) is None
-
-
 def test_no_kernels_for_other_types() -> None:
-    assert compiled.library(torch.bfloat16) is None
+    assert not message.available(torch.zeros(1, dtype=torch.bfloat16))
     assert not message.available(torch.zeros(1, device="meta"))

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adlayer.network.compiled import library
+from adlayer import compiled
+
+_SOURCE = Path(__file__).with_name("message.c").read_text()
+
+
+def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels for a floating-point type, or nothing where they cannot be had."""
+    return compiled.library("message", _SOURCE, dtype)
 
 
 class _Edges(ctypes.Structure):

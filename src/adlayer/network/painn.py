@@ -10,7 +10,7 @@ Atom ``i`` carries scalars ``s_i`` (F) and vectors ``v_i`` (3, F). With edges ``
 Ours adds, for the denoiser, a condition vector ``c`` of each structure (noise level and the like) to the scalars that
 enter every message and update, and lets the edges of the last message end on the atoms that are read out only.
 Without conditions it is the published network. The message runs on kernels in C where a compiler is at hand
-(:mod:`adlayer.network.compiled`), else on PyTorch's operations.
+(:mod:`adlayer.compiled`), else on PyTorch's operations.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The message's kernels in C (``message.c``), compiled on first use with the C compiler of the machine.
+"""Kernels in C, compiled on first use with the C compiler of the machine.
 
-Without a compiler, and wherever anything fails, there is no library and the network runs on PyTorch alone: slower, the
+Without a compiler, and wherever anything fails, there is no library and the work is done by PyTorch alone: slower, the
 same numbers to rounding. What is compiled is kept in the user's cache folder, under a name that changes with the
 source, the compiler's options and the processor.
 """
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).with_name("message.c")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _OPTIONS = ("-O3", "-fopenmp-simd", "-shared", "-fPIC")
 _TUNED = ("-march=native", "-mcpu=native", "")  # the first that the compiler takes
@@ -27,33 +26,41 @@ _SECONDS = 60  # for the compiler
 
 
 @cache
-def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for a floating-point type, or nothing where they cannot be had."""
+def library(name: str, source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels of a source text for a floating-point type, or nothing where they cannot be had.
+
+    Parameters
+    ----------
+    name
+        Begins the names of the compiled files.
+    source
+        In C, with ``REAL`` for the floating-point type.
+    """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or dtype not in _TYPES or os.name != "posix":
         return None
     options = (*_OPTIONS, f"-DREAL={_TYPES[dtype]}")
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adlayer"
-        file = folder / f"message-{_key(compiler, options)}.so"
+        file = folder / f"{name}-{_key(source, compiler, options)}.so"
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, options, file)
+            _compile(source, compiler, options, file)
         return ctypes.CDLL(str(file))
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
 
 
-def _key(compiler: str, options: tuple[str, ...]) -> str:
+def _key(source: str, compiler: str, options: tuple[str, ...]) -> str:
     """Changes with all that the compiled file depends on."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     processor = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    parts = (_SOURCE.read_text(), compiler, *options, platform.machine(), processor)
+    parts = (source, compiler, *options, platform.machine(), processor)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, options: tuple[str, ...], file: Path) -> None:
+def _compile(source: str, compiler: str, options: tuple[str, ...], file: Path) -> None:
     """Compile to ``file``, which appears whole or not at all.
 
     Raises
@@ -62,10 +69,11 @@ def _compile(compiler: str, options: tuple[str, ...], file: Path) -> None:
         Where that fails.
     """
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
+        text, made = Path(folder) / f"{file.stem}.c", Path(folder) / file.name
+        text.write_text(source)
         for tuned in _TUNED:
-            command = [compiler, *options, *filter(None, [tuned]), "-o", str(made), str(_SOURCE)]
+            command = [compiler, *options, *filter(None, [tuned]), "-o", str(made), str(text)]
             if subprocess.run(command, capture_output=True, timeout=_SECONDS).returncode == 0:
                 os.replace(made, file)
                 return
-    raise OSError(f"{compiler} does not compile {_SOURCE}")
+    raise OSError(f"{compiler} does not compile {file.stem}.c")
