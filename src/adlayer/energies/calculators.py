@@ -33,7 +33,10 @@ DEFAULT = "sevennet"
 def _sevennet(model: str = "7net-0", **arguments: Any) -> BaseCalculator:
     from sevenn.calculator import SevenNetCalculator
 
-    return SevenNetCalculator(model, device="cpu", **arguments)
+    from adlayer.energies import sevennet
+
+    upstream = SevenNetCalculator(model, device="cpu", **arguments)
+    return sevennet.fast(upstream) or upstream
 
 
 def _chgnet(**arguments: Any) -> BaseCalculator:
