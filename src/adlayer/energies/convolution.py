@@ -12,7 +12,7 @@ channel ("uvu"). Summed over edges j → i, paths, channels and components,
 
 Nothing of an edge's size is written to memory but ∂Φ/∂(y, w). Edges come in pairs, j → i and i → j, of one length and
 so with the same weights; the harmonics of the way back are those of the way there times (−1)ˡ. All arrays are
-contiguous: xᵇ (atoms, 2l₁+1, channels), results and g of a group (atoms, 2l₃+1, columns), y (pairs, harmonics),
+contiguous: xᵇ (atoms·(2l₁+1), channels), results and g of a group (atoms·(2l₃+1), columns), y (pairs, harmonics),
 w (pairs, weights); channels lie together, so that a processor takes many at once. The loops over paths and components
 are written out in the C text, with Aᵏ[m₃, m₁] = Σ Cᵏ y once for each edge.
 """
@@ -97,7 +97,7 @@ class _Convolve(torch.autograd.Function):
         y, w, *x = (z.contiguous() for z in (y, w, *blocks))
         ctx.shape, ctx.pairs = shape, pairs
         ctx.save_for_backward(y, w, *x)
-        groups = tuple(y.new_empty(pairs.n_atoms, 2 * degree + 1, columns) for degree, columns in shape.groups)
+        groups = tuple(y.new_empty(pairs.n_atoms * (2 * degree + 1), columns) for degree, columns in shape.groups)
         _run("message", shape, pairs, (x, y, w), (groups,))
         return groups
 

@@ -3,7 +3,7 @@
 Upstream keeps the features of an atom as rows [channel, component] of all degrees after each other, and results of an
 edge's size between its operations, which cost most of its time. Here
 
-- features are blocks (atoms, 2l+1, channels), one for each degree, on which an equivariant linear map is one matrix
+- features are blocks (atoms·(2l+1), channels), one for each degree, on which an equivariant linear map is one matrix
   product for each degree, without a permutation;
 - convolutions are the kernels of :mod:`adlayer.energies.convolution`;
 - a pair of atoms is one row for its two edges, from the radial network to the forces. With the pair's vector
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from adlayer.energies.convolution import Convolution, Pairs, Path
 
-Blocks = tuple[Tensor, ...]  # (atoms, 2l+1, channels) each
+Blocks = tuple[Tensor, ...]  # (atoms·(2l+1), channels) each
 
 
 class _UnknownError(ValueError):
@@ -45,7 +45,7 @@ def _expect(condition: object) -> None:
 class _Linear:
     """Equivariant linear map: for each block of the result the block it comes from and a matrix (channels, columns).
 
-    A block that comes from none is zero: ``None`` and zeros (1, 2l+1, columns).
+    A block that comes from none is zero: ``None`` and zeros (1, columns).
     """
 
     maps: tuple[tuple[int | None, Tensor], ...]
@@ -66,15 +66,26 @@ class _Linear:
         for start, degree, columns in targets:
             n = next((n for n, source in enumerate(sources) if source[1] == degree), None)
             if n is None:
-                maps.append((None, torch.zeros(1, 2 * degree + 1, columns)))
+                maps.append((None, torch.zeros(1, columns)))
                 continue
             rows = response[starts[n] : starts[n] + sources[n][2]]
             maps.append((n, rows[:, start : start + columns * (2 * degree + 1) : 2 * degree + 1].contiguous()))
         _expect(np.isclose(sum(float(m.square().sum()) for _, m in maps), float(response.square().sum())))
         return cls(tuple(maps))
 
+    def scaled(self, factors: Sequence[float]) -> _Linear:
+        """The same for blocks that lack these factors."""
+        return _Linear(tuple((n, matrix if n is None else matrix * factors[n]) for n, matrix in self.maps))
+
     def __call__(self, blocks: Blocks) -> Blocks:
-        return tuple(matrix if n is None else blocks[n] @ matrix for n, matrix in self.maps)
+        return tuple(matrix if n is None else blocks[n].mm(matrix) for n, matrix in self.maps)
+
+    def add(self, blocks: Blocks, others: Blocks) -> Blocks:
+        """The map's result and ``others``."""
+        return tuple(
+            other if n is None else torch.addmm(other, blocks[n], matrix)
+            for other, (n, matrix) in zip(others, self.maps, strict=True)
+        )
 
 
 def _parts(irreps: Any) -> list[tuple[int, int, int]]:
@@ -87,10 +98,14 @@ def _parts(irreps: Any) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class _Gate:
-    """Scalars activated, other blocks times their activated gates, which are the last columns of the scalars."""
+    """Scalars activated, other blocks times their activated gates, which are the last columns of the scalars.
+
+    Activations have a constant factor each upstream: ``factors``, left out here, for the maps that follow.
+    """
 
     columns: tuple[int, ...]  # scalars, then the gates of each block
     activations: tuple[Callable[[Tensor], Tensor], ...]
+    factors: tuple[float, ...]
 
     @classmethod
     def read(cls, gate: Any) -> _Gate:
@@ -101,16 +116,19 @@ class _Gate:
             parts += gate.act_gates.irreps_in
             activations += gate.act_gates.acts
         columns = tuple(multiplicity for multiplicity, _ in parts)
-        _expect(len(scalars.irreps_in) == 1 and all(ir.l == 0 for _, ir in parts) and None not in activations)
+        _expect(len(scalars.irreps_in) == 1 and all(ir.l == 0 for _, ir in parts))
         _expect(columns[1:] == tuple(multiplicity for multiplicity, _ in gated))
         expected = [(0, sum(columns)), *((ir.l, multiplicity) for multiplicity, ir in gated)]
         _expect([(degree, channels) for _, degree, channels in _parts(gate.irreps_in)] == expected)
-        return cls(columns, tuple(activations))
+        return cls(columns, tuple(act.f for act in activations), tuple(float(act.cst) for act in activations))
 
     def __call__(self, blocks: Blocks) -> Blocks:
         scalars, *others = blocks
         active = [f(x) for f, x in zip(self.activations, scalars.split(self.columns, dim=-1), strict=True)]
-        return active[0], *(gate * block for gate, block in zip(active[1:], others, strict=True))
+        results = [active[0]]
+        for gate, block in zip(active[1:], others, strict=True):
+            results.append((block.view(len(gate), -1, gate.shape[1]) * gate.unsqueeze(1)).view_as(block))
+        return tuple(results)
 
 
 def _read_convolution(module: Any) -> Convolution:
@@ -144,20 +162,44 @@ def _read_convolution(module: Any) -> Convolution:
 
 
 @dataclass(frozen=True)
+class _Radial:
+    """Weights of a convolution from the radial basis: matrices with an activation after each but the last.
+
+    What upstream divides and multiplies by at every call is in the matrices.
+    """
+
+    matrices: tuple[Tensor, ...]
+    activations: tuple[Callable[[Tensor], Tensor], ...]
+
+    @classmethod
+    def read(cls, network: Any) -> _Radial:
+        layers = list(network.children())
+        _expect(type(network).__name__ == "FullyConnectedNet" and layers[-1].act is None)
+        _expect(all(layer.var_in == layer.var_out == 1 for layer in layers))
+        factors = [1.0, *(layer.act.cst for layer in layers[:-1])]
+        matrices = (layer.weight.detach() * (f / layer.h_in**0.5) for f, layer in zip(factors, layers, strict=True))
+        return cls(tuple(matrices), tuple(layer.act.f for layer in layers[:-1]))
+
+    def __call__(self, basis: Tensor) -> Tensor:
+        for matrix, activation in zip(self.matrices[:-1], self.activations, strict=True):
+            basis = activation(basis @ matrix)
+        return basis @ self.matrices[-1]
+
+
+@dataclass(frozen=True)
 class _Layer:
     """Interaction: a linear map around (``skip``), and one before and one after the convolution; then the gate."""
 
     skip: _Linear
     before: _Linear
     convolution: Convolution
-    weights: Any  # from the radial basis (pairs, n) to (pairs, weights)
+    radial: _Radial
     after: _Linear
     gate: _Gate
 
-    def __call__(self, blocks: Blocks, pairs: Pairs, harmonics: Tensor, radial: Tensor) -> Blocks:
-        skip = self.skip(blocks)
-        groups = self.convolution(pairs, harmonics, self.weights(radial), self.before(blocks))
-        return self.gate(tuple(a + b for a, b in zip(self.after(groups), skip, strict=True)))
+    def __call__(self, blocks: Blocks, pairs: Pairs, harmonics: Tensor, basis: Tensor) -> Blocks:
+        groups = self.convolution(pairs, harmonics, self.radial(basis), self.before(blocks))
+        return self.gate(self.after.add(groups, self.skip(blocks)))
 
 
 class Network:
@@ -179,10 +221,11 @@ class Network:
             names.append(name)
             return modules[name]
 
-        def linear(name: str, kind: str = "IrrepsLinear") -> _Linear:
+        def linear(name: str, kind: str = "IrrepsLinear", factors: Sequence[float] | None = None) -> _Linear:
             module = take(name, kind)
             _expect(getattr(module, "num_modalities", 0) <= 1)
-            return _Linear.read(module.linear)
+            read = _Linear.read(module.linear)
+            return read if factors is None else read.scaled(factors)
 
         _expect(all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters()))
         self._keys = key.EDGE_VEC, key.EDGE_ATTR, key.EDGE_EMBEDDING
@@ -190,19 +233,21 @@ class Network:
         take("onehot_idx_to_onehot", "OnehotEmbedding")
         ((_, self._species),) = linear("onehot_to_feature_x").maps  # (species, channels)
         self._layers: list[_Layer] = []
+        factors: tuple[float, ...] = (1.0,)
         while f"{(n := len(self._layers))}_convolution" in modules:
             module = take(f"{n}_convolution", "IrrepsConvolution")
             take(f"{n}_self_connection_outro", "SelfConnectionOutro")
             layer = _Layer(
-                skip=linear(f"{n}_self_connection_intro", "SelfConnectionLinearIntro"),
-                before=linear(f"{n}_self_interaction_1"),
+                skip=linear(f"{n}_self_connection_intro", "SelfConnectionLinearIntro", factors),
+                before=linear(f"{n}_self_interaction_1", factors=factors),
                 convolution=_read_convolution(module),
-                weights=module.weight_nn,
+                radial=_Radial.read(module.weight_nn),
                 after=linear(f"{n}_self_interaction_2"),
                 gate=_Gate.read(take(f"{n}_equivariant_gate", "EquivariantGate").gate),
             )
             self._layers.append(layer)
-        self._readout = [linear("reduce_input_to_hidden"), linear("reduce_hidden_to_energy")]
+            factors = layer.gate.factors
+        self._readout = [linear("reduce_input_to_hidden", factors=factors), linear("reduce_hidden_to_energy")]
         rescale = take("rescale_atomic_energy", "SpeciesWiseRescale")
         self._scale, self._shift = rescale.scale.detach(), rescale.shift.detach()
         _expect(take("reduce_total_enegy", "AtomReduce").constant == 1.0)
@@ -215,7 +260,7 @@ class Network:
         vector, attribute, embedding = self._keys
         vectors = vectors.detach().requires_grad_()
         edges = self._edges({vector: vectors})
-        blocks: Blocks = (self._species[species].unsqueeze(1),)
+        blocks: Blocks = (self._species[species],)
         for layer in self._layers:
             blocks = layer(blocks, pairs, edges[attribute], edges[embedding])
         for linear in self._readout:
