@@ -129,8 +129,8 @@ def _run(kernel: str, shape: Convolution, pairs: Pairs, arguments: tuple[Any, ..
             return ctypes.c_void_p(x.data_ptr())
         return (ctypes.c_void_p * len(x))(*(z.data_ptr() for z in x))
 
-    dtype = next(x.dtype for x in results[-1:] + arguments[-1:] if isinstance(x, Tensor))
-    getattr(shape.library(dtype), kernel)(ctypes.byref(ends), *map(address, (*arguments, *results)))
+    library = shape.library(arguments[-1].dtype)  # that of w
+    getattr(library, kernel)(ctypes.byref(ends), *map(address, (*arguments, *results)))
 
 
 _HEAD = """\

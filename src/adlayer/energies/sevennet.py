@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
-from torch import Tensor, nn
+from torch import Tensor
 
 from adlayer.energies.convolution import Convolution, Pairs, Path
 
@@ -55,7 +55,7 @@ class _Linear:
         """The matrices are what the map gives for unit vectors, one channel at a time."""
         _expect(type(linear).__name__ == "Linear" and linear.bias_numel == 0)
         sources, targets = _parts(linear.irreps_in), _parts(linear.irreps_out)
-        unit = torch.zeros(sum(channels for _, _, channels in sources), linear.irreps_in.dim)
+        unit = linear.weight.new_zeros(sum(channels for _, _, channels in sources), linear.irreps_in.dim)
         starts, row = [], 0
         for start, degree, channels in sources:
             starts.append(row)
@@ -66,7 +66,7 @@ class _Linear:
         for start, degree, columns in targets:
             n = next((n for n, source in enumerate(sources) if source[1] == degree), None)
             if n is None:
-                maps.append((None, torch.zeros(1, columns)))
+                maps.append((None, response.new_zeros(1, columns)))
                 continue
             rows = response[starts[n] : starts[n] + sources[n][2]]
             maps.append((n, rows[:, start : start + columns * (2 * degree + 1) : 2 * degree + 1].contiguous()))
@@ -131,7 +131,7 @@ class _Gate:
         return tuple(results)
 
 
-def _read_convolution(module: Any) -> Convolution:
+def read_convolution(module: Any) -> Convolution:
     """The shape of an ``IrrepsConvolution``, with its denominator in the coefficients."""
     from e3nn.o3 import wigner_3j
 
@@ -240,7 +240,7 @@ class Network:
             layer = _Layer(
                 skip=linear(f"{n}_self_connection_intro", "SelfConnectionLinearIntro", factors),
                 before=linear(f"{n}_self_interaction_1", factors=factors),
-                convolution=_read_convolution(module),
+                convolution=read_convolution(module),
                 radial=_Radial.read(module.weight_nn),
                 after=linear(f"{n}_self_interaction_2"),
                 gate=_Gate.read(take(f"{n}_equivariant_gate", "EquivariantGate").gate),
@@ -273,9 +273,11 @@ class Network:
 class SevenNet(Calculator):
     """Upstream's calculator with the faster network: the same results."""
 
+    # ASE reads it from the class.
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+
     def __init__(self, upstream: Any, network: Network) -> None:
         super().__init__()
-        self.implemented_properties = ["free_energy", "energy", "forces", "stress", "energies"]
         self._upstream, self._network = upstream, network
         self._places = torch.full((120,), -1)
         for number, place in upstream.type_map.items():
@@ -293,6 +295,7 @@ class SevenNet(Calculator):
         from sevenn.train.dataload import unlabeled_atoms_to_graph
 
         super().calculate(atoms, properties, system_changes)
+        self.set_atoms(self.atoms)
         graph = unlabeled_atoms_to_graph(self.atoms, self._upstream.cutoff, with_shift=True)
         (i, j), shift = graph[key.EDGE_IDX], graph[key.CELL_SHIFT]
         a, b, c = shift.T
@@ -301,7 +304,7 @@ class SevenNet(Calculator):
         pairs = Pairs(torch.from_numpy(i[once]), torch.from_numpy(j[once]), len(self.atoms))
         vectors = torch.from_numpy(graph[key.EDGE_VEC][once]).float()
         energies, gradient = self._network(self._places[torch.from_numpy(self.atoms.numbers)], pairs, vectors)
-        forces = torch.zeros(len(self.atoms), 3)
+        forces = gradient.new_zeros(len(self.atoms), 3)
         forces = forces.index_add(0, pairs.first, gradient).index_add(0, pairs.second, gradient, alpha=-1)
         virial = (vectors.T @ gradient).numpy()
         stress = virial[[0, 1, 2, 1, 2, 0], [0, 1, 2, 2, 0, 1]] / max(self.atoms.cell.volume, 1e-3)
@@ -318,9 +321,8 @@ class SevenNet(Calculator):
 
 def fast(upstream: Any) -> SevenNet | None:
     """The same calculator with the faster network, or nothing where its model or this machine does not allow that."""
-    if upstream.modal is not None or upstream.compute_atomic_virial or not isinstance(upstream.model, nn.Module):
-        return None
     try:
+        _expect(upstream.modal is None and not upstream.compute_atomic_virial)
         with torch.no_grad():
             network = Network(upstream.model)
     except (AttributeError, LookupError, TypeError, ValueError):  # built in another way
