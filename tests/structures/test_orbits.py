@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from adlayer.analysis.symmetry import describe_symmetry
-from adlayer.structures.orbits import CyclicGroup, Orbits, cyclic_groups, draw_orbits, joined, no_symmetry
+from adlayer.structures.orbits import Orbits, draw_orbits, joined, no_symmetry, symmetry_groups
 from adlayer.structures.substrate import build_substrate
 
 
@@ -18,17 +18,36 @@ def _substrate(surface: str, cell: str) -> Atoms:
 @pytest.mark.parametrize(
     ("surface", "cell", "kinds"),
     [
-        # 3m in every column of p(4x4): 32 rotations (both senses, 16 translations); 3 mirrors with 4 shifts that square
-        # to a lattice vector
-        ("Ag(111)", "p(4x4)", {"3": 32, "m": 12}),
-        ("Ag(111)", "(r7xr7)R19.1", {"3": 14}),  # the mirrors do not carry this lattice to itself
+        # One p3m1 up to translations of the substrate: axes on top, fcc and hcp sites, one kind of mirror lines. 16
+        # translations are prime to 3, so there is one class of threefold axes; mirrors have three directions.
+        ("Ag(111)", "p(4x4)", {"3": 1, "m": 3, "3m": 1}),
+        ("Ag(111)", "p(3x3)", {"3": 3, "m": 3, "3m": 3}),  # here the axis may lie on a top, an fcc or an hcp site alone
+        ("Ag(111)", "(r7xr7)R19.1", {"3": 1}),  # the mirrors do not carry this lattice to itself
         ("Ag(111)", "[[8,-7],[2,4]]", {}),
-        ("Ag(100)", "p(3x3)", {"2": 9, "4": 18, "m": 12}),
-        ("Ag(110)", "p(2x3)", {"2": 6, "m": 8}),
+        ("Ag(100)", "p(3x3)", {"2": 1, "4": 1, "m": 4, "2mm": 2, "4mm": 1}),
+        ("Ag(110)", "p(2x3)", {"2": 2, "m": 4, "2mm": 4}),  # one mirror across the even side only slides
     ],
 )
 def test_groups_of_known_surfaces(surface: str, cell: str, kinds: dict[str, int]) -> None:
-    assert {k: len(v) for k, v in cyclic_groups(_substrate(surface, cell)).items()} == kinds
+    assert {k: len(v) for k, v in symmetry_groups(_substrate(surface, cell)).items()} == kinds
+
+
+def test_special_sites_of_a_known_group() -> None:
+    """p3m1: three axes with one atom each, one kind of lines with three; p4mm: axes 1, 1 and 2, lines with four."""
+    (group,) = symmetry_groups(_substrate("Ag(111)", "p(4x4)"))["3m"]
+    assert (group.order, group.on_line) == (6, 3)
+    assert [len(site.members) for site in group.axes] == [1, 1, 1]
+    assert [len(site.members) for site in group.lines] == [3]
+    (group,) = symmetry_groups(_substrate("Ag(100)", "p(3x3)"))["4mm"]
+    assert sorted(len(site.members) for site in group.axes) == [1, 1, 2]
+    assert [len(site.members) for site in group.lines] == [4, 4, 4]
+
+
+def test_where_the_origin_lies_does_not_matter() -> None:
+    substrate = _substrate("Ag(111)", "p(4x4)")
+    substrate.positions[:, :2] += [1.2345, 0.6789]
+    substrate.wrap(pbc=[True, True, False])
+    assert {k: len(v) for k, v in symmetry_groups(substrate).items()} == {"3": 1, "m": 3, "3m": 1}
 
 
 def _onto_itself(points: np.ndarray, moved: np.ndarray, cell: np.ndarray) -> float:
@@ -43,30 +62,33 @@ def _onto_itself(points: np.ndarray, moved: np.ndarray, cell: np.ndarray) -> flo
 def test_substrate_and_orbits_have_the_symmetry(surface: str, cell: str) -> None:
     substrate, rng = _substrate(surface, cell), np.random.default_rng(0)
     plane = substrate.cell.array[:2, :2]
-    for groups in cyclic_groups(substrate).values():
-        for group in groups:
+    drawn = 0
+    for group in (group for groups in symmetry_groups(substrate).values() for group in groups):
+        for _ in range(4):
             orbits = draw_orbits([12, 5], {"only": [group]}, rng)
+            if np.array_equal(orbits.source, np.arange(17)):  # the numbers do not fit
+                continue
+            drawn += 1
             points = orbits.place(rng.uniform(0.0, 8.0, (17, 3)))
             noisy = points + orbits.vectors(rng.normal(size=(17, 3)))
             for turn, shift in zip(group.rotations, group.translations, strict=True):
                 for atoms in (substrate.positions, points[:12], points[12:], noisy[:12], noisy[12:]):
                     moved = atoms.copy()
                     moved[:, :2] = atoms[:, :2] @ turn.T + shift
-                    if not np.array_equal(orbits.source, np.arange(17)):  # the numbers fit
-                        assert _onto_itself(atoms, moved, plane) < 1e-6
-            if len(group.rotations) > 1:  # planted: any other noise breaks it
-                broken = points + rng.normal(size=(17, 3))
-                moved = broken[:12].copy()
-                moved[:, :2] = moved[:, :2] @ group.rotations[1].T + group.translations[1]
-                assert _onto_itself(broken[:12], moved, plane) > 0.1
+                    assert _onto_itself(atoms, moved, plane) < 1e-6
+            broken = points + rng.normal(size=(17, 3))  # planted: any other noise breaks it
+            moved = broken[:12].copy()
+            moved[:, :2] = moved[:, :2] @ group.rotations[1].T + group.translations[1]
+            assert _onto_itself(broken[:12], moved, plane) > 0.1
+    assert drawn > 10
 
 
 def test_plane_group_found_by_the_analysis() -> None:
     """A drawn overlayer has, for the independent analysis of symmetry, the group that it was drawn with or more."""
     substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(3)
     low, high = substrate.info["confinement"]
-    for kind, expected in (("3", {"p3", "p3m1", "p31m"}), ("m", {"pm", "pg", "cm"})):
-        groups = {kind: cyclic_groups(substrate)[kind]}
+    for kind, expected in (("3", {"p3", "p3m1", "p31m"}), ("m", {"pm", "pg", "cm"}), ("3m", {"p3m1", "p31m"})):
+        groups = {kind: symmetry_groups(substrate)[kind]}
         for _ in range(5):
             orbits = draw_orbits([3, 6], groups, rng)
             points = rng.uniform(0.0, 1.0, (9, 3)) * [*np.diag(substrate.cell.array)[:2], high - low] + [0, 0, low]
@@ -78,7 +100,7 @@ def test_plane_group_found_by_the_analysis() -> None:
 def test_noise_is_normal_in_what_is_free() -> None:
     """Each atom's noise has variance one, or one in the free directions of a fixed point; images are turned copies."""
     substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(1)
-    mirrors = {"m": [g for g in cyclic_groups(substrate)["m"] if len(g.fixed)]}
+    mirrors = {"m": [g for g in symmetry_groups(substrate)["m"] if g.lines]}
     orbits = draw_orbits([5], mirrors, rng)
     draws = np.array([orbits.vectors(rng.standard_normal((5, 3))) for _ in range(4000)])
     variances = np.array([np.trace(np.cov(draws[:, i].T)) for i in range(5)])
@@ -89,7 +111,7 @@ def test_noise_is_normal_in_what_is_free() -> None:
 
 def test_atoms_on_axes_do_not_meet() -> None:
     substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(2)
-    groups = {"3": cyclic_groups(substrate)["3"]}
+    groups = {"3": symmetry_groups(substrate)["3"]}
     seen = set()
     for _ in range(50):
         orbits = draw_orbits([4, 2], groups, rng)
@@ -102,10 +124,10 @@ def test_atoms_on_axes_do_not_meet() -> None:
 
 def test_numbers_that_do_not_fit_have_no_symmetry() -> None:
     substrate, rng = _substrate("Ag(111)", "p(4x4)"), np.random.default_rng(0)
-    groups = {"3": cyclic_groups(substrate)["3"]}
+    groups = {"3": symmetry_groups(substrate)["3"]}
     lone = draw_orbits([2, 2, 1], groups, rng)  # five atoms for three axes
     assert np.array_equal(lone.source, np.arange(5))
-    glides: list[CyclicGroup] = [g for g in cyclic_groups(_substrate("Ag(110)", "p(2x3)"))["m"] if not len(g.fixed)]
+    glides = [g for g in symmetry_groups(_substrate("Ag(110)", "p(2x3)"))["m"] if not g.lines]
     assert glides
     assert np.array_equal(draw_orbits([3], {"m": glides}, rng).source, np.arange(3))
     assert np.array_equal(draw_orbits([3], {}, rng).source, np.arange(3))

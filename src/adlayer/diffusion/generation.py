@@ -28,7 +28,7 @@ from adlayer.energies.batched import BatchedRelaxation, relax_batch
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.model import Model, composition_fractions, condition_row
-from adlayer.structures.orbits import Orbits, cyclic_groups, draw_orbits, joined, no_symmetry
+from adlayer.structures.orbits import Orbits, symmetry_groups, draw_orbits, joined, no_symmetry
 from adlayer.structures.placement import parse_formula, write_formula
 from adlayer.structures.substrate import check_substrate, fixed_mask
 
@@ -267,7 +267,7 @@ def _run_block(
 
 def _draw_orbits(substrate: Atoms, counts: list[int], streams: list[np.random.Generator], share: float) -> Orbits:
     """Orbits of the samples' atoms, a ``share`` of the samples with a symmetry; without a share nothing is drawn."""
-    groups = cyclic_groups(substrate) if share else {}
+    groups = symmetry_groups(substrate) if share else {}
     return joined(
         [draw_orbits(counts, groups if share and stream.random() < share else {}, stream) for stream in streams]
     )
