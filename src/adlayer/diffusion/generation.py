@@ -24,7 +24,7 @@ from adlayer.diffusion.guidance import ForceGuidance, classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, PaperKernel, uniform
 from adlayer.diffusion.schedule import LinearBeta, sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Heun, Langevin, Multistep, Score, Solver, sample
-from adlayer.energies.batched import BatchedRelaxation, relax_batch
+from adlayer.energies.batched import init, step
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.model import Model, composition_fractions, condition_row
@@ -34,8 +34,9 @@ from adlayer.structures.substrate import check_substrate, fixed_mask
 
 SOLVERS = ("multistep", "heun", "euler")
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
-_FIRST_STEPS = 25  # of a relaxation, after which those that are done or hopeless are left out
-_HOPELESS = 0.5  # eV
+_FMAX = 0.05  # eV/Å, of learned relaxations
+_STAGE = 5  # steps of a relaxation between looks at who goes on
+_PATIENCE = 0.33  # eV for each overlayer atom and step taken: who lies further above its target is given up
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ class _Block:
         self.single = Domain(self.batch.cell[:1], self.batch.window[:1], self.domain.batch[:0])  # all have it in common
         self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
         self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts)))  # (N,)
+        self.patience = _PATIENCE * len(self.mobile) / len(starts)
         self.network_calls = 0
         self.force_calls = 0
 
@@ -258,7 +260,7 @@ def _run_block(
         level = low * (high / low) ** torch.from_numpy(draw("random", (1,))).to(dtype)  # (B,)
         noisy = block.kernel.perturb(positions, level, normal(), block.domain)
         levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
-        trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps, energies + _HOPELESS)
+        trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps, energies)
         lower = trial_energies < energies  # (B,); false for NaN
         positions = torch.where(block.domain.per_atom(lower)[:, None], trial, positions)
         energies = torch.where(lower, trial_energies, energies)
@@ -273,41 +275,46 @@ def _draw_orbits(substrate: Atoms, counts: list[int], streams: list[np.random.Ge
     )
 
 
-def _relax(block: _Block, whole: Batch, steps: int, limit: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions (N, 3) and energies (B,) relaxed in the learned force field, in two goes.
+def _relax(block: _Block, whole: Batch, steps: int, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions (N, 3) and energies (B,) relaxed in the learned force field.
 
-    What has not converged in the first goes on without the others, unless it lies above its ``limit`` (B,), eV.
+    Every few steps, what is done goes no further, nor what will hardly come below its ``target`` (B,), eV.
     """
+    part, fixed = whole, block.fixed
+    atoms, members = torch.arange(len(fixed)), torch.arange(whole.n_structures)
 
-    def relax(part: Batch, fixed: Tensor, steps: int) -> BatchedRelaxation:
-        def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
-            block.force_calls += part.n_structures
-            result: tuple[Tensor, Tensor] = block.model.force_field(part.with_positions(positions))
-            return result
+    def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
+        block.force_calls += part.n_structures
+        result: tuple[Tensor, Tensor] = block.model.force_field(part.with_positions(positions))
+        return result
 
-        return relax_batch(energies_and_forces, part.positions, part.batch, fixed, fmax=0.05, max_steps=steps)
-
-    first = relax(whole, block.fixed, min(steps, _FIRST_STEPS))
-    left = ~first.converged & torch.isfinite(first.energies)
-    if limit is not None:
-        left = left & (first.energies < limit)
-    if steps <= _FIRST_STEPS or not bool(left.any()):
-        return first.positions, first.energies
-    part, atoms = whole.with_positions(first.positions).subset(left)
-    second = relax(part, block.fixed[atoms], steps - _FIRST_STEPS)
-    positions, energies = first.positions.clone(), first.energies.clone()
-    positions[atoms], energies[left] = second.positions, second.energies
+    state = init(energies_and_forces, part.positions, part.batch, fixed, _FMAX)
+    positions, energies = state.positions.clone(), state.energies.clone()
+    for taken in range(1, steps + 1):
+        state = step(energies_and_forces, state, part.batch, fixed, _FMAX)
+        if taken % _STAGE and taken < steps:
+            continue
+        positions[atoms], energies[members] = state.positions, state.energies
+        left = state.active
+        if target is not None:
+            left = left & (state.energies < target[members] + block.patience / taken)
+        if not bool(left.any()):
+            break
+        if not bool(left.all()):
+            state = state.subset(left, part.batch)
+            part, mask = part.subset(left)
+            fixed, atoms, members = fixed[mask], atoms[mask], members[left]
     return positions, energies
 
 
-def _settle(block: _Block, positions: Tensor, steps: int, limit: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _settle(block: _Block, positions: Tensor, steps: int, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Relax in the learned force field, all atoms that ``FixAtoms`` leaves free.
 
     Returns the overlayer (M, 3), to be put back on the bare substrate as in the training data and clipped at the walls,
     and the relaxed energies (B,) in eV. A structure that breaks stays as it was, its energy infinite.
     """
     whole = block.at(positions)
-    moved, final = _relax(block, whole, steps, limit)
+    moved, final = _relax(block, whole, steps, target)
     relaxed, window = moved[block.mobile], block.domain.per_atom(whole.window)
     z = torch.minimum(torch.maximum(relaxed[:, 2], window[:, 0]), window[:, 1])
     relaxed = torch.cat([relaxed[:, :2], z[:, None]], dim=1)

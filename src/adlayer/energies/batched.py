@@ -56,6 +56,16 @@ class RelaxState:
         return ~(self.converged | self.failed)
 
 
+    def subset(self, chosen: Tensor, batch: Tensor) -> RelaxState:
+        """The state of the ``chosen`` structures (B,) bool alone; ``batch`` (N,) says to which each atom belongs."""
+        atoms = chosen[batch]
+        return RelaxState(
+            self.positions[atoms], self.energies[chosen], self.forces[atoms], self.n_steps[chosen],
+            self.converged[chosen], self.failed[chosen], self.displacements[:, atoms], self.gradient_changes[:, atoms],
+            self.inverse_products[:, chosen], self.inverse_curvature[chosen],
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class BatchedRelaxation:
     """Outcome: positions (N, 3) Å, energies (B,) eV, forces (N, 3) eV/Å, n_steps (B,), converged (B,)."""
