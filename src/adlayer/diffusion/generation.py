@@ -36,6 +36,7 @@ SOLVERS = ("multistep", "heun", "euler")
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
 _FIRST_STEPS = 25  # of a relaxation, after which those that are done or hopeless are left out
 _HOPELESS = 0.5  # eV
+_BLOCK, _DEVICE_BLOCK_ATOMS = 8, 25_600  # structures worked on together on the CPU; their atoms on an accelerator
 
 
 @dataclass(frozen=True)
@@ -348,6 +349,11 @@ def _structure(start: Atoms, overlayer: np.ndarray, energy: float, forces: np.nd
     return atoms
 
 
+def block_size(device: torch.device, n_atoms: int) -> int:
+    """How many structures of so many atoms to work on together: few fit a processor's cache, few leave a GPU idle."""
+    return _BLOCK if device.type == "cpu" else max(1, _DEVICE_BLOCK_ATOMS // n_atoms)
+
+
 def generate(
     model: Model,
     substrate: Atoms,
@@ -357,7 +363,7 @@ def generate(
     seed: int = 0,
     settings: Sampling | None = None,
     skip: int = 0,
-    block: int = 8,
+    block: int | None = None,
     trajectory: list[list[np.ndarray]] | None = None,
     on_block: Callable[[list[Atoms]], None] = lambda structures: None,
 ) -> Generated:
@@ -380,7 +386,7 @@ def generate(
     skip
         Samples that exist already and are not made again.
     block
-        Structures worked on together.
+        Structures worked on together; by default :func:`block_size`.
     trajectory
         A list to which each sample's overlayer positions after every step are appended, (m, 3) arrays.
     on_block
@@ -401,6 +407,8 @@ def generate(
     if settings.fractions is None and settings.energy is not None:
         counts = parse_formula(formula)
         settings = replace(settings, fractions=tuple(composition_fractions(counts, model.card.elements)))
+    if block is None:
+        block = block_size(model.device, len(substrate) + sum(parse_formula(formula).values()))
     structures: list[Atoms] = []
     network_calls = force_calls = 0
     for first in range(skip, n, block):
