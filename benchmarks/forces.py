@@ -4,7 +4,7 @@
 
 Three force fields for each seed, trained on the same frames in the same order: forces as the gradient of the energy,
 forces read out directly in the same CPU time, and those in the same number of steps. Nothing but the force field is
-trained; the loss is :func:`adlayer.training.trainer.force_field_loss`, the learning rate falls as in the trainer.
+trained; the loss is :func:`adlayer.training.losses.force_field_loss`, the learning rate falls as in the trainer.
 A tenth of the searches is held out, whole: all frames of a relaxation are on one side.
 
 - **Errors**: mean absolute errors on the held-out frames.
@@ -50,7 +50,7 @@ from adlayer.structures.store import connect, rows_in_order
 from adlayer.structures.substrate import fixed_mask
 from adlayer.training.checkpoint import load_model, save_model
 from adlayer.training.dataset import Frame, Row, composition_baseline
-from adlayer.training.trainer import collate_frames, force_field_loss
+from adlayer.training.losses import collate_frames, force_field_loss
 
 HERE = Path(__file__).parent
 DATABASE = HERE.parent / "examples" / "silver_oxide" / "search.db.xz"

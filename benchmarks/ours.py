@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.io import read
-from worker import Stopwatch, peak_memory, serve
+from worker import Stopwatch, peak_gpu_memory, peak_memory, serve
 
 from adlayer.diffusion.generation import Sampling, generate
 from adlayer.network.graph import to_batch
@@ -34,12 +36,16 @@ def architecture(network: dict[str, Any], size: str) -> Architecture:
     return Architecture(**network, **{f"force_{k}": v for k, v in network.items()}, direct_forces=True)
 
 
+def _gpu_memory(work: dict[str, Any]) -> dict[str, float]:
+    return {"gpu_mib": peak_gpu_memory(torch.cuda)} if work["device"] == "cuda" else {}
+
+
 def prepare_sampling(work: dict[str, Any], folder: Path, size: str) -> Any:
     substrate = read(folder / "substrate.extxyz")
     substrate.info["confinement"] = work["window"]
     torch.manual_seed(0)
     card = Card(("Ag", "O"), "exact", 0.02, architecture(work["network"], size), heights=(1.0, 2.0, 5.0, 6.0))
-    model = Model(card).eval()
+    model = Model(card).to(work["device"]).eval()
     settings = Sampling(
         steps=work["steps"],
         solver="euler",
@@ -50,12 +56,18 @@ def prepare_sampling(work: dict[str, Any], folder: Path, size: str) -> Any:
         relax_steps=0,
     )
 
-    def run(seed: int) -> dict[str, Any]:
+    def sampled(seed: int, settings: Sampling) -> tuple[dict[str, Any], list[Atoms]]:
         watch = Stopwatch()
         made = generate(model, substrate, formula=work["formula"], n=work["batch"], seed=seed, settings=settings)
-        cost = watch.cost(made.n_network_calls)
-        edges = neighbours(to_batch(made.structures), work["network"]["cutoff"])
-        return cost | {"atoms": len(made.structures[0]), "edges": len(edges.sender) / work["batch"]}
+        return watch.cost(made.n_network_calls), made.structures  # which are on the host: nothing is under way
+
+    def run(seed: int) -> dict[str, Any]:
+        cost, made = sampled(seed, settings)
+        if work["base_steps"]:
+            cost["base_s"] = sampled(seed, replace(settings, steps=work["base_steps"]))[0]["wall_s"]
+        edges = neighbours(to_batch(made[:16]), work["network"]["cutoff"])
+        facts = {"atoms": len(made[0]), "edges": len(edges.sender) / len(made[:16])}
+        return cost | facts | _gpu_memory(work)
 
     return run
 
@@ -86,6 +98,8 @@ def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
 
         def note(step: int, fraction: float, loss: float) -> None:
             nonlocal watch, cost
+            if work["device"] == "cuda":
+                torch.cuda.synchronize()
             if step == 1:  # everything before counts as warming up
                 watch = Stopwatch()
             cost = watch.cost(step - 1)
@@ -97,8 +111,10 @@ def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
             repeats=((1, 1),),
             seed=seed,
         )
-        train(dataset, architecture(work["network"], size), settings, every=np.inf, progress=note)
-        return cost | facts
+        train(
+            dataset, architecture(work["network"], size), settings, device=work["device"], every=np.inf, progress=note
+        )
+        return cost | facts | _gpu_memory(work)
 
     return run
 

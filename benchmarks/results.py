@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+import adlayer
+
 FILE = Path(__file__).with_name("results.json")
 
 
@@ -41,15 +43,19 @@ def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> dict[str, floa
     return spread([a / b for a, b in zip(ours, peer, strict=True)])
 
 
-def load() -> dict[str, Any]:
-    """What is in the file."""
-    content: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+def load(file: Path | None = None) -> dict[str, Any]:
+    """What is in the file, by default :data:`FILE`."""
+    file = file or FILE
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return content
 
 
-def record(section: str, content: dict[str, Any], ratios: dict[str, float] | None = None) -> None:
+def record(
+    section: str, content: dict[str, Any], ratios: dict[str, float] | None = None, file: Path | None = None
+) -> None:
     """Put a section into the file (``a.b`` is b within a) and its ratios among the others."""
-    everything = load()
+    file = file or FILE
+    everything = load(file)
     place = everything
     *path, name = section.split(".")
     for key in path:
@@ -57,10 +63,11 @@ def record(section: str, content: dict[str, Any], ratios: dict[str, float] | Non
     place[name] = content | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}
     everything.setdefault("ratios", {}).update(ratios or {})
     everything["machine"] = machine()
-    everything["versions"] = {name: version(name) for name in ("adlayer", "ase", "numpy", "torch")}
-    temporary = FILE.with_suffix(".tmp")
+    others = {name: version(name) for name in ("ase", "numpy", "torch")}
+    everything["versions"] = {"adlayer": adlayer.__version__} | others
+    temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(everything, indent=1) + "\n")
-    os.replace(temporary, FILE)
+    os.replace(temporary, file)
 
 
 def machine() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,23 @@ def pinned(command: list[str]) -> list[str]:
 
 
 class Worker:
-    """A process of :mod:`worker`, pinned to one thread. Its log is a file, whose last line tells why it died."""
+    """A process of :mod:`worker` on one thread, ``pin``ned to a core. The last line of its log tells why it died.
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    ``environment`` adds to this process's variables.
+    """
+
+    def __init__(
+        self, command: list[str], log: Path, *, pin: bool = True, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.log = log
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                pinned(command),
+                pinned(command) if pin else command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
-                env=os.environ | _ONE_THREAD,
+                env=os.environ | _ONE_THREAD | dict(environment or {}),
             )
         self.facts = self._answer()
 
@@ -46,6 +51,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
+            self.__exit__()
             last = (self.log.read_text().strip() or "no message").splitlines()[-1]
             raise WorkerError(f"{Path(self.process.args[-2]).name} ended early: {last} (see {self.log})")  # type: ignore[index]
         content: dict[str, Any] = json.loads(line)

@@ -34,7 +34,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to time. ``steps`` for one measurement; ``target``: ours over the peer's, at most."""
+    """One thing to time. ``steps`` for one measurement; ``target``: ours over the peer's, at most.
+
+    With ``base_steps`` sampling is timed with so few steps too, so that what is done once can be taken off.
+    """
 
     name: str
     kind: str  # "sample" or "train"
@@ -44,6 +47,8 @@ class Work:
     steps: int
     force_field: bool  # guidance by forces, or training of the force field too
     target: float
+    device: str = "cpu"
+    base_steps: int = 0
 
 
 WORKS = {
@@ -77,7 +82,7 @@ def structures(work: Work, n: int, seed: int = 0) -> list[Atoms]:
 def write_work(work: Work, folder: Path) -> None:
     """Write ``work.json``, ``substrate.extxyz`` and ``structures.extxyz``."""
     write(folder / "substrate.extxyz", bare(work.cell))
-    made = structures(work, 2 * work.batch)
+    made = structures(work, 2 * work.batch if work.kind == "train" else 1)  # sampling makes its own
     write(folder / "structures.extxyz", made)
     content = asdict(work) | {"network": asdict(Network()), "window": list(made[0].info["confinement"])}
     (folder / "work.json").write_text(json.dumps(content, indent=1))

@@ -42,6 +42,13 @@ class Stopwatch:
         return {"units": units, **dict(zip(("cpu_s", "system_s", "wall_s"), spent, strict=True))}
 
 
+def peak_gpu_memory(cuda: Any) -> float:
+    """Largest memory of tensors on the GPU since this was last asked, MiB; ``cuda`` is ``torch.cuda``."""
+    peak = cuda.max_memory_allocated() / 2**20
+    cuda.reset_peak_memory_stats()
+    return float(peak)
+
+
 def serve(versions: dict[str, str], imported: float, prepare: Callable[[], Callable[[int], dict[str, Any]]]) -> None:
     """Answer requests until the input ends.
 

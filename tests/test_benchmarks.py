@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import figure  # noqa: E402
+import gpu  # noqa: E402
 import ours  # noqa: E402
 import results  # noqa: E402
 import scaling  # noqa: E402
@@ -115,3 +116,33 @@ def test_the_figure_takes_what_there_is() -> None:
     part = {"median": 0.2, "extremes": [0.1, 0.3]}
     drawn = figure.draw({"ratios": {"sampling": 0.2}, "works": {"sampling": {"ratio": part, "target": 0.125}}})
     assert np.isclose(drawn.axes[0].patches[0].get_width(), 0.2)
+
+
+def test_on_a_gpu_what_is_done_once_is_taken_off() -> None:
+    # 3 s once and 0.5 s for each of ten steps of four structures, of which two steps are timed alone, too.
+    sampling = work.Work("", "sample", "p(4x4)", "Ag12O6", 4, 10, False, 0.1, base_steps=2)
+    cost = {"units": 40, "wall_s": 3.0 + 10 * 0.5, "base_s": 3.0 + 2 * 0.5}
+    assert gpu.unit_cost(sampling, cost) == pytest.approx(0.5 / 4)
+    training = work.Work("", "train", "p(3x3)", "Ag6O4", 4, 5, False, 0.2)
+    assert gpu.unit_cost(training, {"units": 5, "wall_s": 2.5}) == 0.5
+
+
+def test_the_gpu_benchmark_runs_without_gpu_and_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = gpu.Size(sample=2, train=(2,), steps=8, peer_steps=4, cells=(2, 3), together=60)
+    monkeypatch.setattr(gpu, "LEAST", 1)
+    monkeypatch.setenv("ADLAYER_PEER", str(tmp_path / "nothing"))
+    run = gpu.Run("cpu", size, 0.0, tmp_path / "gpu.json", compiled=False)
+    sampling = run.works()[0]
+    assert (sampling.batch, sampling.target, sampling.device) == (2, 0.1, "cpu")
+    gpu.compare(run, sampling, 0.0)
+    assert "peer skipped: peer_agedi.py ended early" in capsys.readouterr().out
+    gpu.alone(run, "parts.default", gpu.parts, "default")
+    gpu.alone(run, "scaling.default", gpu.curve, "default")
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(content["works"]["sampling"]["sides"]) == {"same", "default"}
+    assert content["works"]["sampling"]["sides"]["same"]["wall_s"]["median"] > 0.0
+    assert content["parts"]["default"]["structures"] == 2
+    assert [p["copies"] for p in content["scaling"]["default"]["points"]] == [60 // 13, 60 // 28]
+    assert content["ratios"] == {}

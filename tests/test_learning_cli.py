@@ -11,6 +11,14 @@ import ase.db
 import ase.io
 import numpy as np
 import pytest
+import torch
+from ase.geometry import find_mic
+from stand_in import accelerator
+
+import adlayer as package
+from adlayer.errors import UserError
+from adlayer.structures.store import connect
+from adlayer.study import learning
 
 Run = Callable[..., tuple[int, str, str]]
 MODEL = str(resources.files("adlayer") / "data" / "ag-o.safetensors")
@@ -99,6 +107,7 @@ def test_trajectory_begins_random_and_ends_at_the_structure(adlayer: Run, substr
         (("--formula", "Ag2Qq"), 'unknown element "Qq"'),
         (("--formula", "Ag2O", "--preset", "best"), 'preset "best"'),
         (("--formula", "Ag2O", "--solver", "rk4"), 'solver "rk4"'),
+        (("--formula", "Ag2O", "--device", "tpu"), 'device "tpu" is unknown: choose one of cpu, cuda'),
     ],
 )
 def test_generate_refuses(
@@ -111,6 +120,45 @@ def test_generate_refuses(
     assert named in err
     assert err.strip().count("\n") == 0
     assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(adlayer: Run, substrate: Path, tmp_path: Path) -> None:
+    """One sentence and exit status 2 from both verbs, an error from both functions."""
+    out = tmp_path / "out.extxyz"
+    commands = [
+        ("generate", MODEL, substrate, "--formula", "Ag2O", "-n", 1, "-o", out),
+        ("train", tmp_path / "none.db", "-o", tmp_path / "model.safetensors"),
+    ]
+    for command in commands:
+        status, _, err = adlayer(*command, "--device", "cuda")
+        assert (status, err.strip().count("\n")) == (2, 0)
+        assert 'device "cuda" cannot be used, for PyTorch finds no GPU' in err
+    with pytest.raises(UserError, match="finds no GPU"):
+        package.generate(MODEL, str(substrate), formula="Ag2O", n=1, device="cuda")
+    assert not out.exists()
+
+
+def test_a_gpu_makes_one_large_block_in_this_process(
+    substrate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study's side of it, on a pretended GPU: 30 structures where the CPU would take blocks of 4 and processes."""
+    monkeypatch.setattr(learning, "worker_pool", lambda count: pytest.fail("there are processes"))
+    learning._model.cache_clear()
+    slab, arguments = learning.read_substrate(str(substrate)), {"formula": "Ag2O", "n": 30}
+    few = learning.sampling_settings(steps=1, relax_steps=0, refine=0)
+    made: list[int] = []
+    with accelerator() as device, monkeypatch.context() as patch:
+        patch.setattr("adlayer.network.device.find_device", lambda name: device)
+        result = learning.generate_into(
+            connect(tmp_path / "made.db"), MODEL, slab, **arguments, sampling=few, workers=2, device="cuda",
+            progress=lambda done, total: made.append(done),
+        )  # fmt: skip
+    learning._model.cache_clear()
+    assert made == [0, 30]
+    here = learning.generate_into(connect(tmp_path / "here.db"), MODEL, slab, **arguments, sampling=few, workers=1)
+    for a, b in zip(result["structures"], here["structures"], strict=True):
+        np.testing.assert_allclose(find_mic(a.positions - b.positions, a.cell)[0], 0.0, atol=1e-3)
 
 
 def test_generate_refuses_a_window_that_excludes_the_data(adlayer: Run, tmp_path: Path) -> None:

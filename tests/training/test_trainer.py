@@ -17,17 +17,8 @@ from adlayer.network.model import Architecture, Model
 from adlayer.training import trainer
 from adlayer.training.checkpoint import TrainingState, load_state, save_state
 from adlayer.training.dataset import Dataset, composition_baseline
-from adlayer.training.trainer import (
-    Report,
-    Settings,
-    collate,
-    denoising_loss,
-    force_field_loss,
-    make_kernel,
-    make_model,
-    state_key,
-    train,
-)
+from adlayer.training.losses import collate, denoising_loss, force_field_loss
+from adlayer.training.trainer import Report, Settings, make_kernel, make_model, state_key, train
 
 SETTINGS = Settings(steps=8, batch=4, force_batch=2, warmup=3, average=0.9, repeats=((1, 1), (2, 1)))
 
@@ -227,18 +218,22 @@ def test_a_state_goes_on_under_any_length_but_the_same_settings_and_data(dataset
     assert key != state_key(SETTINGS, replace(dataset, data_hash="other"))
 
 
+@pytest.mark.parametrize("network", ["denoiser", "force field"])
 def test_gradients_in_parts_are_those_of_the_whole(
-    dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+    network: str, dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five frames at once, or two, two and one."""
-    settings = Settings(force_batch=5)
+    """Five structures or frames at once, or two, two and one: what is drawn does not depend on it."""
+    settings = Settings(batch=5, force_batch=5)
     found = []
     atoms = max(len(f.numbers) for f in dataset.frames)
-    for block in (5, 2):
+    for block in (10, 2):
         monkeypatch.setattr(trainer, "BLOCK_ATOMS", block * atoms)
         model = make_model(dataset, tiny, settings).train()
-        loss = trainer._force_field_gradients(model, dataset, settings, 3)
-        found.append([torch.tensor(loss), *(p.grad for p in model.force_field.parameters() if p.grad is not None)])
+        if network == "denoiser":
+            loss = trainer._denoiser_gradients(model, dataset, make_kernel("exact"), settings, 3)
+        else:
+            loss = trainer._force_field_gradients(model, dataset, settings, 3)
+        found.append([torch.tensor(loss), *(p.grad for p in model.parameters() if p.grad is not None)])
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
 
@@ -250,7 +245,7 @@ def test_blocks_hold_all_in_turn_and_no_more_atoms_than_they_may(
     sizes = [len(f.numbers) for f in frames]
     for atoms in (1, max(sizes), 2 * max(sizes), sum(sizes)):
         monkeypatch.setattr(trainer, "BLOCK_ATOMS", atoms)
-        blocks = trainer._blocks(frames)
+        blocks = trainer._blocks(frames, torch.device("cpu"))
         assert [f for block in blocks for f in block] == frames
         assert all(len(b) == 1 or sum(len(f.numbers) for f in b) <= atoms for b in blocks)
         assert len(blocks) == {1: len(frames), sum(sizes): 1}.get(atoms, len(blocks))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Output, Session, Workers, verb
+from adlayer.cli.verbs import Device, Output, Session, Workers, verb
 
 
 @verb('adlayer train search.db -o model.safetensors --time 1h --select "dE<1.5"')
@@ -27,6 +27,7 @@ def train(
     ] = 32,
     start: Annotated[str | None, typer.Option(metavar="MODEL", help="Begin with the weights of this model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Train denoiser and force field together.
 
@@ -47,6 +48,7 @@ def train(
             start=start,
             seed=session.seed,
             batch=batch,
+            device=device,
             progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
             message=session.say,
         )
@@ -83,6 +85,7 @@ def generate(
         float | None, typer.Option(min=0, max=1, help="Share of the structures drawn with a symmetry of the substrate.")
     ] = None,
     workers: Workers = None,
+    device: Device = "cpu",
     trajectory: Annotated[str | None, typer.Option(metavar="FILE", help="Write the reverse process too.")] = None,
 ) -> dict[str, Any]:
     """Generate structures with a trained model.
@@ -112,6 +115,7 @@ def generate(
             ),
             trajectory=trajectory,
             workers=workers,
+            device=device,
             progress=progress,
         )
     for path in result.pop("outputs"):

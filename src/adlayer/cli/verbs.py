@@ -40,6 +40,7 @@ Select = Annotated[str, typer.Option(help='Rows of a database, in ASE\'s syntax,
 Fmax = Annotated[float, typer.Option(help="Largest force on a free atom at the end, eV/Å.")]
 MaxSteps = Annotated[int, typer.Option(min=0, help="Relaxation steps after which to give up.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
+Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
 Executor = Annotated[str | None, typer.Option(metavar="URL", help="Dask scheduler that runs the jobs instead.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Random seed: the same gives the same result.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout at the end, the rest on stderr.")]

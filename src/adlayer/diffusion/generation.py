@@ -3,8 +3,8 @@
 The substrate is masked: the network sees its atoms, nothing moves them. Overlayer atoms start uniformly in the cell
 times the window and end inside it. The relaxation in the learned force field lets the substrate answer, but its
 outcome is the overlayer alone, on the bare substrate, as in the training data. Every sample has its own random stream,
-keyed by seed, formula and number; structures are worked on in blocks that fit the processor's cache, and another block
-size changes rounding alone.
+keyed by seed, formula and number and drawn on the host; structures are worked on in blocks, on the CPU as large as fit
+the processor's cache. Another block size, or another device, changes rounding alone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are acce
 _FMAX = 0.05  # eV/Å, of learned relaxations
 _STAGE = 5  # steps of a relaxation between looks at who goes on
 _PATIENCE = 0.33  # eV for each overlayer atom and step taken: who lies further above its target is given up
+_BLOCK, _DEVICE_BLOCK_ATOMS = 8, 25_600  # structures worked on together on the CPU; their atoms on an accelerator
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,12 @@ class _Block:
 
     def __init__(self, model: Model, starts: list[Atoms], settings: Sampling) -> None:
         self.model, self.settings = model, settings
-        self.batch: Batch = to_batch(starts)
+        self.batch: Batch = to_batch(starts, device=model.device)
         self.mobile = self.batch.mobile.nonzero()[:, 0]  # (M,)
         self.domain = Domain(self.batch.cell, self.batch.window, self.batch.batch[self.mobile])
         self.single = Domain(self.batch.cell[:1], self.batch.window[:1], self.domain.batch[:0])  # all have it in common
         self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
-        self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts)))  # (N,)
+        self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts))).to(model.device)  # (N,)
         self.patience = _PATIENCE * len(self.mobile) / len(starts)
         self.network_calls = 0
         self.force_calls = 0
@@ -166,9 +167,13 @@ class _Block:
         """The batch with overlayer positions (M, 3)."""
         return self.batch.with_positions(self.batch.positions.index_copy(0, self.mobile, positions))
 
+    def from_host(self, numbers: np.ndarray) -> Tensor:
+        """Numbers of any shape in the batch's precision and on its device."""
+        return torch.from_numpy(numbers).to(self.batch.positions)
+
     def score(self, conditions: Tensor) -> Score:
         """The model's score under conditions (K,) that hold for every structure."""
-        rows = conditions.expand(self.batch.n_structures, -1)
+        rows = conditions.to(self.batch.positions).expand(self.batch.n_structures, -1)
 
         def score(positions: Tensor, sigma: Tensor) -> Tensor:
             self.network_calls += 1
@@ -187,9 +192,7 @@ class _Block:
         """Noise levels (K+1, B), none but the last below what the network has learned."""
         if self.settings.published_levels:
             levels = LinearBeta().grid(self.settings.steps)
-            levels = torch.cat([levels[levels >= self.model.card.sigma_min], levels[-1:]]).to(
-                self.batch.positions.dtype
-            )
+            levels = torch.cat([levels[levels >= self.model.card.sigma_min], levels[-1:]]).to(self.batch.positions)
             return levels[:, None].expand(-1, self.batch.n_structures)
         top = sigma_max_for(self.batch.cell, self.batch.window)
         return sigma_grid(self.settings.steps, self.least_sigma, top, self.settings.rho)
@@ -220,14 +223,14 @@ def _run_block(
     start.info = dict(substrate.info)
     block = _Block(model, [start] * len(numbers), settings)
     streams = [sample_seed(seed, formula, k) for k in numbers]
-    shape, dtype = (len(symbols), 3), block.batch.positions.dtype
+    shape = (len(symbols), 3)
     orbits = _draw_orbits(substrate, list(parse_formula(formula).values()), streams, settings.symmetry)
 
     def draw(kind: str, shape: tuple[int, ...] = shape) -> np.ndarray:
         return np.concatenate([getattr(stream, kind)(size=shape) for stream in streams])
 
     def normal() -> Tensor:
-        return torch.from_numpy(orbits.vectors(draw("standard_normal"))).to(dtype)
+        return block.from_host(orbits.vectors(draw("standard_normal")))
 
     guidance = None
     if settings.guidance > 0.0:
@@ -242,11 +245,11 @@ def _run_block(
         guidance=guidance,
         corrector=Langevin(settings.corrector) if settings.corrector else None,
     )
-    anywhere = uniform(block.domain, torch.from_numpy(draw("random")).to(dtype))
+    anywhere = uniform(block.domain, block.from_host(draw("random")))
     positions = denoise(
-        torch.from_numpy(orbits.place(anywhere.double().numpy())).to(dtype),
+        block.from_host(orbits.place(anywhere.double().cpu().numpy())),
         block.grid(),
-        callback=None if trajectory is None else lambda _, x: frames.append(x.double().numpy().copy()),
+        callback=None if trajectory is None else lambda _, x: frames.append(x.double().cpu().numpy().copy()),
     )
     if trajectory is not None:
         by_sample = np.stack(frames, axis=1).reshape(len(numbers), len(symbols), len(frames), 3)
@@ -257,7 +260,7 @@ def _run_block(
     for number in range(settings.refine if settings.relax_steps else 0):
         if 2 * number >= settings.refine:
             orbits = no_symmetry(len(positions))
-        level = low * (high / low) ** torch.from_numpy(draw("random", (1,))).to(dtype)  # (B,)
+        level = low * (high / low) ** block.from_host(draw("random", (1,)))  # (B,)
         noisy = block.kernel.perturb(positions, level, normal(), block.domain)
         levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
         trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps, energies)
@@ -281,7 +284,7 @@ def _relax(block: _Block, whole: Batch, steps: int, target: Tensor | None) -> tu
     Every few steps, what is done goes no further, nor what will hardly come below its ``target`` (B,), eV.
     """
     part, fixed = whole, block.fixed
-    atoms, members = torch.arange(len(fixed)), torch.arange(whole.n_structures)
+    atoms, members = (torch.arange(n, device=fixed.device) for n in (len(fixed), whole.n_structures))
 
     def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
         block.force_calls += part.n_structures
@@ -319,7 +322,7 @@ def _settle(block: _Block, positions: Tensor, steps: int, target: Tensor | None 
     z = torch.minimum(torch.maximum(relaxed[:, 2], window[:, 0]), window[:, 1])
     relaxed = torch.cat([relaxed[:, :2], z[:, None]], dim=1)
     unsound = (~torch.isfinite(relaxed).all(dim=1)).float()
-    broken = torch.zeros(whole.n_structures).index_add(0, block.domain.batch, unsound) > 0  # (B,)
+    broken = unsound.new_zeros(whole.n_structures).index_add(0, block.domain.batch, unsound) > 0  # (B,)
     energies = torch.where(broken, torch.full_like(final, torch.inf), final)
     return torch.where(block.domain.per_atom(broken)[:, None], positions, relaxed), energies
 
@@ -328,13 +331,13 @@ def _structures(block: _Block, start: Atoms, positions: Tensor, n_substrate: int
     """ASE structures with learned energies and forces, as they stand: overlayer (M, 3) on the bare substrate."""
     whole = block.at(positions)
     interaction, forces = block.model.force_field(whole)
-    energies = block.model.force_field.total_energy(whole, interaction).tolist()
+    energies = block.model.force_field.total_energy(whole, interaction).cpu().tolist()
     n = whole.n_structures
-    overlayers = positions.double().reshape(n, -1, 3).numpy()
+    overlayers = positions.double().cpu().reshape(n, -1, 3).numpy()
     return [
         _structure(start, overlayer, energy, force, n_substrate)
         for overlayer, energy, force in zip(
-            overlayers, energies, forces.double().reshape(n, -1, 3).numpy(), strict=True
+            overlayers, energies, forces.double().cpu().reshape(n, -1, 3).numpy(), strict=True
         )
     ]
 
@@ -353,6 +356,11 @@ def _structure(start: Atoms, overlayer: np.ndarray, energy: float, forces: np.nd
     return atoms
 
 
+def block_size(device: torch.device, n_atoms: int) -> int:
+    """How many structures of so many atoms to work on together: few fit a processor's cache, few leave a GPU idle."""
+    return _BLOCK if device.type == "cpu" else max(1, _DEVICE_BLOCK_ATOMS // n_atoms)
+
+
 def generate(
     model: Model,
     substrate: Atoms,
@@ -362,7 +370,7 @@ def generate(
     seed: int = 0,
     settings: Sampling | None = None,
     skip: int = 0,
-    block: int = 8,
+    block: int | None = None,
     trajectory: list[list[np.ndarray]] | None = None,
     on_block: Callable[[list[Atoms]], None] = lambda structures: None,
 ) -> Generated:
@@ -371,7 +379,7 @@ def generate(
     Parameters
     ----------
     model
-        From :func:`adlayer.training.checkpoint.load_model`.
+        From :func:`adlayer.training.checkpoint.load_model`; on whose device the work is done.
     substrate
         Any cell size, with tags and ``info["confinement"]``; its atoms end where they began, bit for bit.
     formula
@@ -379,13 +387,13 @@ def generate(
     n
         Number of structures.
     seed
-        Random seed; sample k is the same whatever ``n``, ``skip`` and ``block`` (up to rounding for ``block``).
+        Random seed; sample k is the same whatever ``n``, ``skip``, ``block`` and device (the last two up to rounding).
     settings
         See :class:`Sampling`; the default preset if not given.
     skip
         Samples that exist already and are not made again.
     block
-        Structures worked on together.
+        Structures worked on together; by default :func:`block_size`.
     trajectory
         A list to which each sample's overlayer positions after every step are appended, (m, 3) arrays.
     on_block
@@ -406,6 +414,8 @@ def generate(
     if settings.fractions is None and settings.energy is not None:
         counts = parse_formula(formula)
         settings = replace(settings, fractions=tuple(composition_fractions(counts, model.card.elements)))
+    if block is None:
+        block = block_size(model.device, len(substrate) + sum(parse_formula(formula).values()))
     structures: list[Atoms] = []
     network_calls = force_calls = 0
     for first in range(skip, n, block):

@@ -49,16 +49,19 @@ class Batch:
         )  # fmt: skip
         return part, atoms
 
-    def to(self, dtype: torch.dtype) -> Batch:
-        """Floating-point fields in another precision."""
-        fields = {name: getattr(self, name).to(dtype) for name in ("positions", "cell", "window")}
-        return replace(self, **fields)
+    def to(self, dtype: torch.dtype | None = None, *, device: torch.device | str | None = None) -> Batch:
+        """Floating-point fields in another precision, all fields on another device."""
+        real = {name: getattr(self, name).to(device=device, dtype=dtype) for name in ("positions", "cell", "window")}
+        whole = {name: getattr(self, name).to(device=device) for name in ("numbers", "tags", "batch")}
+        return replace(self, **real, **whole)
 
 
-def to_batch(structures: Sequence[Atoms], dtype: torch.dtype = torch.float32) -> Batch:
+def to_batch(
+    structures: Sequence[Atoms], dtype: torch.dtype = torch.float32, *, device: torch.device | str = "cpu"
+) -> Batch:
     """A batch from ASE structures with tags and ``info["confinement"]``."""
     counts = [len(atoms) for atoms in structures]
-    return Batch(
+    batch = Batch(
         numbers=torch.from_numpy(np.concatenate([a.numbers for a in structures])).long(),
         positions=torch.from_numpy(np.concatenate([a.positions for a in structures])).to(dtype),
         tags=torch.from_numpy(np.concatenate([a.get_tags() for a in structures])).long(),
@@ -66,3 +69,4 @@ def to_batch(structures: Sequence[Atoms], dtype: torch.dtype = torch.float32) ->
         cell=torch.from_numpy(np.stack([a.cell.array[:2, :2] for a in structures])).to(dtype),
         window=torch.from_numpy(np.array([a.info["confinement"] for a in structures])).to(dtype),
     )
+    return batch.to(device=device)

@@ -161,7 +161,7 @@ class Denoiser(nn.Module):
         edges = self.edges(batch) if edges is None else edges
         kind = batch.mobile.long() if not self.lift else batch.mobile.long() + 2 * (batch.tags > 1)
         s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
-        v = torch.zeros(len(s), 3, s.shape[1], dtype=s.dtype)
+        v = s.new_zeros(len(s), 3, s.shape[1])
         v[:, 2] = self.normal(s)
         condition = Condition(self._condition(sigma, conditions), batch.batch)
         vectors = edges.vectors(lifted(batch, self.lift))
@@ -226,7 +226,7 @@ class ForceField(nn.Module):
             with torch.set_grad_enabled(self.training or not self.direct):
                 s, v = self._atoms(batch, edges)
             per_atom = self.energy(s)[:, 0] * self.scale + core
-            energy = torch.zeros(batch.n_structures, dtype=s.dtype).index_add(0, batch.batch, per_atom)
+            energy = s.new_zeros(batch.n_structures).index_add(0, batch.batch, per_atom)
             differentiated = core if self.direct else energy
             (gradient,) = torch.autograd.grad(differentiated.sum(), positions, create_graph=self.training)
             forces = -gradient if self.force is None else self.force(s, v) * self.scale - gradient
@@ -272,7 +272,7 @@ class ForceField(nn.Module):
     def total_energy(self, batch: Batch, interaction: Tensor) -> Tensor:
         """Total energies (B,) in double precision: interaction plus composition baseline."""
         baseline = self.baseline[self.species(batch.numbers)]
-        total = torch.zeros(batch.n_structures, dtype=torch.float64).index_add(0, batch.batch, baseline)
+        total = interaction.new_zeros(batch.n_structures, dtype=torch.float64).index_add(0, batch.batch, baseline)
         return total + interaction.double()
 
 

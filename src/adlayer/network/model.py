@@ -95,6 +95,11 @@ class Model(torch.nn.Module):
             lift=size.lift,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and the batches must be."""
+        return next(self.parameters()).device
+
 
 def composition_fractions(counts: dict[str, int], elements: Sequence[str]) -> list[float]:
     """Fraction of each element but the first among the overlayer atoms.

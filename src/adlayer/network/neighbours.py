@@ -1,7 +1,8 @@
 """Neighbour lists of a batch: pairs within a cutoff, every periodic image in the plane counted.
 
 An edge is ``(receiver i, sender j, shift)``; cells smaller than the cutoff give several edges for a pair of atoms, and
-edges from an atom to its own images.
+edges from an atom to its own images. On the CPU vesin finds them, on another device a search over all pairs
+(:mod:`adlayer.network.allpairs`), which gives the same edges in another order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from vesin import NeighborList
 
+from adlayer.network.allpairs import close_pairs
 from adlayer.network.graph import Batch
 
 
@@ -53,6 +55,17 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
     among_substrate
         Whether pairs of substrate atoms are wanted. The denoiser's substrate is rigid: they tell it nothing.
     """
+    if batch.positions.device.type == "cpu":
+        i, j, shift = _listed(batch, cutoff, among_substrate)
+    else:
+        i, j, shift = close_pairs(batch, cutoff, among_substrate=among_substrate)
+    return Edges(
+        torch.cat([i, j]), torch.cat([j, i]), torch.cat([shift, -shift]).to(batch.positions.dtype), paired=True
+    )
+
+
+def _listed(batch: Batch, cutoff: float, among_substrate: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (P,) and shifts (P, 2) from vesin."""
     positions = batch.positions.detach().double().numpy()
     cells = batch.cell.double().numpy()
     ends = np.cumsum(np.bincount(batch.batch.numpy(), minlength=len(cells)))
@@ -74,9 +87,4 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
         mobile = batch.mobile.numpy()
         touching = (mobile[i] | mobile[j]).nonzero()[0]
         i, j, shift = i[touching], j[touching], shift[touching]
-    return Edges(
-        torch.from_numpy(np.concatenate([i, j])),
-        torch.from_numpy(np.concatenate([j, i])),
-        torch.from_numpy(np.concatenate([shift, -shift])).to(batch.positions.dtype),
-        paired=True,
-    )
+    return torch.from_numpy(i), torch.from_numpy(j), torch.from_numpy(shift)

@@ -126,7 +126,7 @@ def _repeated(index: Tensor, times: int, n: int) -> Tensor:
     """Indices into a table repeated ``times``, each ``n`` rows long."""
     if times == 1:
         return index
-    return (index + n * torch.arange(times)[:, None]).flatten()
+    return (index + n * torch.arange(times, device=index.device)[:, None]).flatten()
 
 
 class Interaction(nn.Module):

@@ -21,8 +21,9 @@ from adlayer.energies.search import SearchSummary
 from adlayer.errors import UserError
 from adlayer.structures.placement import expand_range
 from adlayer.structures.store import check_writable, connect, read_structures, write_structures
-from adlayer.study.learning import generate_into, sampling_settings, train
+from adlayer.study.learning import generate_into, sampling_settings
 from adlayer.study.reporting import Judgement, judge
+from adlayer.study.training import train
 
 STAGES = ("search", "train", "generate", "relax", "report")
 DEMO_MODEL = "ag-o.safetensors"

@@ -67,8 +67,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
-    """A model from its file, ready for use.
+def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Model:
+    """A model from its file, ready for use on a device.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise UserError(
             f"model {path} lacks tensors of its own architecture: train it again or fetch a whole copy"
         ) from error
-    return model.eval()
+    return model.to(device).eval()
 
 
 def model_hash(path: str | os.PathLike[str]) -> str:
@@ -129,7 +129,7 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def load_state(path: Path) -> TrainingState:
-    """Read a training state without executing anything in it.
+    """Read a training state without executing anything in it; its tensors are on the CPU, wherever they were.
 
     Raises
     ------
@@ -139,6 +139,6 @@ def load_state(path: Path) -> TrainingState:
     if not path.is_file():
         raise UserError(f"there is no training state {path} to resume: start without --resume")
     try:
-        return TrainingState(**torch.load(path, weights_only=True))
+        return TrainingState(**torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:
         raise UserError(f"training state {path} is damaged: remove it and start without --resume") from error

@@ -6,7 +6,9 @@ average.
 
 - Denoiser: score matching over all noise levels (:mod:`adlayer.diffusion.objective`), structures repeated in the
   plane, windows drawn at random around the data (the network shall know any wall), conditions dropped at random.
-- Force field: Huber loss of energy per atom (unit 5 meV) and of force components (unit 0.1 eV/Å).
+- Force field: energies and forces of frames (:mod:`adlayer.training.losses`).
+
+A batch is drawn whole and worked on in blocks, larger ones on an accelerator: they change rounding alone.
 
 On few structures the denoiser overfits while the force field still learns: each network is kept as it was at its own
 best validation.
@@ -21,25 +23,34 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adlayer.diffusion.kernels import Domain, ExactKernel, Kernel, PaperKernel
-from adlayer.diffusion.objective import score_matching_loss
+from adlayer.diffusion.kernels import ExactKernel, Kernel, PaperKernel
 from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch
 from adlayer.network.model import Architecture, Card, Model, composition_fractions, condition_row
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset, Example, Frame, composition_baseline
+from adlayer.training.losses import (
+    ENERGY_UNIT,
+    FORCE_UNIT,
+    collate,
+    denoising_loss,
+    force_field_errors,
+    force_field_loss,
+    huber,
+)
 
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # Å
-ENERGY_UNIT, FORCE_UNIT = 0.005, 0.1  # eV per atom, eV/Å
 Item = TypeVar("Item", Example, Frame)
 BLOCK_ATOMS = 1000  # that are worked on at once, where there are more than one structure
+DEVICE_BLOCK_ATOMS = 20_000  # the same on an accelerator
 
 
 @dataclass(frozen=True)
@@ -86,25 +97,6 @@ def make_kernel(name: str) -> Kernel:
     return kernels[name]()
 
 
-def collate(examples: Sequence[Example | Frame], windows: Sequence[tuple[float, float]]) -> Batch:
-    """A batch of examples or frames with their windows (absolute z, Å)."""
-    return Batch(
-        numbers=torch.from_numpy(np.concatenate([e.numbers for e in examples])).long(),
-        positions=torch.from_numpy(np.concatenate([e.positions for e in examples])).float(),
-        tags=torch.from_numpy(np.concatenate([e.tags for e in examples])).long(),
-        batch=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(e.numbers) for e in examples])),
-        cell=torch.from_numpy(np.stack([e.cell for e in examples])).float(),
-        window=torch.tensor(windows, dtype=torch.float32),
-    )
-
-
-def collate_frames(frames: Sequence[Frame]) -> tuple[Batch, Tensor, Tensor]:
-    """A batch of frames, energies (B,) in double precision, forces (N, 3)."""
-    batch = collate(frames, [(0.0, 0.0)] * len(frames))  # the force field knows no walls
-    energies = torch.tensor([f.energy for f in frames], dtype=torch.float64)
-    return batch, energies, torch.from_numpy(np.concatenate([f.forces for f in frames])).float()
-
-
 def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, float]:
     """Walls around the structure: 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both beyond its atoms."""
     heights = example.heights
@@ -128,42 +120,6 @@ def _draw_sigma(u: Tensor, batch: Batch, settings: Settings) -> Tensor:
     if settings.kernel == "paper":
         return LinearBeta().sigma(u.clamp(min=1e-3))
     return log_uniform_sigma(u, settings.sigma_min, sigma_max_for(batch.cell, batch.window))
-
-
-def denoising_loss(
-    model: Model, kernel: Kernel, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor
-) -> Tensor:
-    """Score-matching loss of a batch at the given noise levels (B,), with standard normals (M, 3)."""
-    domain = Domain(batch.cell, batch.window, batch.batch[batch.mobile])
-    clean = batch.positions[batch.mobile]
-    noisy = kernel.perturb(clean, sigma, normal, domain)
-    scale = kernel.score_scale(sigma, domain)
-    target = kernel.score(noisy, clean, sigma, domain)
-    positions = batch.positions.index_copy(0, batch.mobile.nonzero()[:, 0], noisy)
-    predicted = model.denoiser(batch.with_positions(positions), sigma, conditions) * scale[domain.batch]
-    return score_matching_loss(predicted, target, scale, domain)
-
-
-def _force_field_errors(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
-    """Errors of energy (B,), eV per atom, and of forces (N, 3), eV/Å."""
-    batch, energies, forces = collate_frames(frames)
-    energy, predicted = model.force_field(batch)
-    zero = torch.zeros(len(energies), dtype=energy.dtype)
-    baseline = model.force_field.total_energy(batch, zero)
-    counts = torch.bincount(batch.batch).to(energy.dtype)
-    return (energy - (energies - baseline).to(energy.dtype)) / counts, predicted - forces
-
-
-def _huber(error: Tensor, unit: float) -> Tensor:
-    """Sum of the Huber losses of errors in a unit."""
-    return torch.nn.functional.smooth_l1_loss(error / unit, torch.zeros_like(error), reduction="sum")
-
-
-def force_field_loss(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, mean absolute errors of energy (eV per atom) and force components (eV/Å)."""
-    energy, force = _force_field_errors(model, frames)
-    loss = _huber(energy, ENERGY_UNIT) / energy.numel() + _huber(force, FORCE_UNIT) / force.numel()
-    return loss, energy.detach().abs().mean(), force.detach().abs().mean()
 
 
 def make_model(dataset: Dataset, architecture: Architecture, settings: Settings, start: Model | None = None) -> Model:
@@ -229,10 +185,11 @@ class Validation:
 
     def __call__(self, model: Model) -> tuple[float, float, float]:
         """Score loss (mean over noise levels), energy and force errors of a model."""
+        batch, conditions = self.batch.to(device=model.device), self.conditions.to(model.device)
         with torch.no_grad():
             losses = [
                 denoising_loss(
-                    model, self.kernel, self.batch, torch.full((self.batch.n_structures,), s), self.conditions, n
+                    model, self.kernel, batch, torch.full_like(conditions[:, 0], s), conditions, n.to(model.device)
                 )
                 for s, n in zip(VALIDATION_SIGMAS, self.normals, strict=True)
             ]
@@ -262,6 +219,7 @@ def train(
     *,
     start: Model | None = None,
     state: TrainingState | None = None,
+    device: torch.device | str = "cpu",
     every: float = 60.0,
     on_report: Callable[[Model, Report], None] = lambda model, report: None,
     on_state: Callable[[TrainingState], None] = lambda state: None,
@@ -277,6 +235,8 @@ def train(
         Model whose weights, and architecture, to begin with; a new one if not given.
     state
         Of an interrupted training of the same settings, to go on from.
+    device
+        Where to train; what is drawn does not depend on it.
     every
         Seconds between states, beside the one after each validation.
     on_report
@@ -289,14 +249,14 @@ def train(
     Returns
     -------
     Model
-        With averaged weights, of each network where it was validated best.
+        With averaged weights, of each network where it was validated best, on the device.
 
     Raises
     ------
     UserError
         See :func:`make_model`.
     """
-    model = make_model(dataset, architecture, settings, start)
+    model = make_model(dataset, architecture, settings, start).to(device)
     average = copy.deepcopy(model).eval()
     best, best_scores = copy.deepcopy(average), dict[str, float]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -375,15 +335,19 @@ def state_key(settings: Settings, dataset: Dataset) -> str:
     return json.dumps({"data": dataset.data_hash, **fixed}, sort_keys=True)
 
 
-def _blocks(items: Sequence[Item]) -> list[list[Item]]:
-    """The items in turn, in blocks of at most :data:`BLOCK_ATOMS` atoms: fewer are slow, more leave the cache."""
+def _blocks(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
+    """The items in turn, in blocks of at most :data:`BLOCK_ATOMS` atoms: fewer are slow, more leave the cache.
+
+    On an accelerator :data:`DEVICE_BLOCK_ATOMS`: fewer leave it idle, more may not fit into its memory.
+    """
+    limit = BLOCK_ATOMS if device.type == "cpu" else DEVICE_BLOCK_ATOMS
     blocks: list[list[Item]] = []
     room = 0
     for item in items:
         room -= len(item.numbers)
         if room < 0:
             blocks.append([])
-            room = BLOCK_ATOMS - len(item.numbers)
+            room = limit - len(item.numbers)
         blocks[-1].append(item)
     return blocks
 
@@ -395,14 +359,19 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
     rng = np.random.default_rng([settings.seed, step, 0])
     chosen = [dataset.train[k] for k in rng.integers(len(dataset.train), size=settings.batch)]
     chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
+    windows = iter([_random_window(e, rng) for e in chosen])
+    conditions = torch.stack([_conditions(e, model.card, rng, settings.drop_conditions) for e in chosen])
+    levels = torch.from_numpy(rng.random(len(chosen))).float()
     n_mobile = sum(int(e.mobile.sum()) for e in chosen)
+    normals = torch.from_numpy(rng.standard_normal((n_mobile, 3))).float()
+    parts = _blocks(chosen, model.device)
+    drawn = [x.to(model.device).split([len(part) for part in parts]) for x in (conditions, levels)]
+    noise = normals.to(model.device).split([sum(int(e.mobile.sum()) for e in part) for part in parts])
     total = 0.0
-    for part in _blocks(chosen):
-        batch = collate(part, [_random_window(e, rng) for e in part])
-        conditions = torch.stack([_conditions(e, model.card, rng, settings.drop_conditions) for e in part])
-        sigma = _draw_sigma(torch.from_numpy(rng.random(len(part))).float(), batch, settings)
-        normal = torch.from_numpy(rng.standard_normal((int(batch.mobile.sum()), 3))).float()
-        loss = denoising_loss(model, kernel, batch, sigma, conditions, normal) * (len(normal) / n_mobile)
+    for part, given, level, normal in zip(parts, *drawn, noise, strict=True):
+        batch = collate(part, list(islice(windows, len(part))), model.device)
+        sigma = _draw_sigma(level, batch, settings)
+        loss = denoising_loss(model, kernel, batch, sigma, given, normal) * (len(normal) / n_mobile)
         loss.backward()
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 5.0)
@@ -416,9 +385,9 @@ def _force_field_gradients(model: Model, dataset: Dataset, settings: Settings, s
     rng = np.random.default_rng([settings.seed, step, 1])
     frames = [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
     n_components, total = 3 * sum(len(f.numbers) for f in frames), 0.0
-    for part in _blocks(frames):
-        energy, force = _force_field_errors(model, part)
-        loss = _huber(energy, ENERGY_UNIT) / len(frames) + _huber(force, FORCE_UNIT) / n_components
+    for part in _blocks(frames, model.device):
+        energy, force = force_field_errors(model, part)
+        loss = huber(energy, ENERGY_UNIT) / len(frames) + huber(force, FORCE_UNIT) / n_components
         loss.backward()
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.force_field.parameters(), 5.0)
