@@ -1,8 +1,8 @@
 """Neighbour lists of a batch: pairs within a cutoff, every periodic image in the plane counted.
 
 An edge is ``(receiver i, sender j, shift)``; cells smaller than the cutoff give several edges for a pair of atoms, and
-edges from an atom to its own images. On the CPU vesin finds them, on another device a search over all pairs
-(:mod:`adlayer.network.allpairs`), which gives the same edges in another order.
+edges from an atom to its own images. On the CPU vesin finds them, on another device a search in PyTorch
+(:mod:`adlayer.network.pairs`), which gives the same edges in another order.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from vesin import NeighborList
 
-from adlayer.network.allpairs import close_pairs
 from adlayer.network.graph import Batch
+from adlayer.network.pairs import close_pairs
 
 
 @dataclass(frozen=True)
