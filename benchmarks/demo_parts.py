@@ -51,7 +51,8 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
     parts: dict[str, Any] = {"import": watch.cost()}
 
-    from adlayer.diffusion.generation import Sampling, generate
+    from adlayer.diffusion.generation import generate
+    from adlayer.diffusion.sampling import Sampling
     from adlayer.structures.substrate import build_substrate
     from adlayer.study.pipeline import DEMO_MODEL, demo
     from adlayer.training.checkpoint import load_model

@@ -19,7 +19,8 @@ from ase import Atoms
 from ase.io import read
 from worker import Stopwatch, peak_gpu_memory, peak_memory, serve
 
-from adlayer.diffusion.generation import Sampling, generate
+from adlayer.diffusion.generation import generate
+from adlayer.diffusion.sampling import Sampling
 from adlayer.network.graph import to_batch
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.network.neighbours import neighbours

@@ -19,7 +19,8 @@ from results import paired_ratio, record, spread
 from work import LATTICE
 from worker import Stopwatch, pin
 
-from adlayer.diffusion.generation import Sampling, generate
+from adlayer.diffusion.generation import generate
+from adlayer.diffusion.sampling import Sampling
 from adlayer.energies.batched import relax_batch
 from adlayer.network.graph import to_batch
 from adlayer.network.model import Model

@@ -60,7 +60,8 @@ def record(
     *path, name = section.split(".")
     for key in path:
         place = place.setdefault(key, {})
-    place[name] = content | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    place[name] = content | {"measured": when, "processor": machine()["processor"]}
     everything.setdefault("ratios", {}).update(ratios or {})
     everything["machine"] = machine()
     others = {name: version(name) for name in ("ase", "numpy", "torch")}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import machine, paired_ratio, record, spread
+from results import paired_ratio, record, spread
 from work import bare
 from worker import Stopwatch, pin
 
@@ -65,7 +65,7 @@ def main() -> None:
         raise SystemExit("no C compiler: there is nothing to compare")
     content = {formula: measure(calculators, formula) for formula in SIZES}
     ratios = {f"sevennet_{formula}": float(one["ratio"]["median"]) for formula, one in content.items()}
-    record("sevennet", content | {"processor": machine()["processor"]}, ratios)
+    record("sevennet", content, ratios)
     for formula, one in content.items():
         times = {name: 1000 * cost["median"] for name, cost in one["cpu_s"].items()}
         energy, force = one["largest_difference"].values()

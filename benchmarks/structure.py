@@ -22,7 +22,8 @@ from worker import Stopwatch, pin
 
 from adlayer.analysis.compare import bootstrap_interval
 from adlayer.analysis.references import reference
-from adlayer.diffusion.generation import Sampling, generate
+from adlayer.diffusion.generation import generate
+from adlayer.diffusion.sampling import Sampling
 from adlayer.energies.calculators import make_calculator
 from adlayer.structures.substrate import build_substrate
 from adlayer.training.checkpoint import load_model

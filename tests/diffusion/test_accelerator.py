@@ -14,9 +14,11 @@ from stand_in import accelerator
 from torch import Tensor
 
 from adlayer.diffusion import kernels
-from adlayer.diffusion.generation import SOLVERS, Generated, Sampling, _Block, generate
+from adlayer.diffusion.block import Block
+from adlayer.diffusion.generation import Generated, generate
 from adlayer.diffusion.guidance import ForceGuidance, classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, Frame, Kernel, PaperKernel, reduced_frame, uniform
+from adlayer.diffusion.sampling import SOLVERS, Sampling
 from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Heun, Langevin, Multistep, Solver, sample
 from adlayer.energies.batched import relax_batch
@@ -168,7 +170,7 @@ def test_whole_samples(settings: str, kernel: str, substrate: Atoms) -> None:
 
 def test_a_number_of_a_sample_left_behind_is_seen(substrate: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: random numbers that stay on the host."""
-    monkeypatch.setattr(_Block, "from_host", lambda self, numbers: torch.from_numpy(numbers).float())
+    monkeypatch.setattr(Block, "from_host", lambda self, numbers: torch.from_numpy(numbers).float())
     model = _model("exact")
     _generated(model, substrate, SETTINGS["euler"])
     with accelerator() as device, pytest.raises(RuntimeError, match="mixes tensors"):

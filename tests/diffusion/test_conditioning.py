@@ -19,9 +19,10 @@ from scipy import stats
 from torch import Tensor
 
 import adlayer
-from adlayer.diffusion.generation import Generated, Sampling, generate
+from adlayer.diffusion.generation import Generated, generate
 from adlayer.diffusion.guidance import classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, minimum_image, uniform
+from adlayer.diffusion.sampling import Sampling
 from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import Multistep, Score, sample
 from adlayer.network.model import Model

@@ -12,7 +12,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 from adlayer.analysis.symmetry import describe_symmetry
-from adlayer.diffusion.generation import PRESETS, SOLVERS, Generated, Sampling, generate
+from adlayer.diffusion.generation import Generated, generate
+from adlayer.diffusion.sampling import PRESETS, SOLVERS, Sampling
 from adlayer.diffusion.schedule import LinearBeta
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch
@@ -246,6 +247,27 @@ def test_a_relaxation_that_leaves_the_window_ends_at_its_wall(model: Model, make
         _check(b, substrate, "Ag2O")
         np.testing.assert_allclose(_overlayer(b)[:, :2], _overlayer(a)[:, :2], atol=1e-4)
         np.testing.assert_allclose(_overlayer(b)[:, 2], substrate.info["confinement"][1], atol=1e-5)
+
+
+def test_of_several_starts_the_lowest_is_kept(make: Make, model: Model, substrate: Atoms) -> None:
+    """The first start is that of a single one; its film goes with the structure that is kept."""
+    rigid = substrate.copy()
+    rigid.set_constraint(FixAtoms(range(len(rigid))))
+    settings = replace(QUICK, relax_steps=5, symmetry=0.5)
+    films: list[list[list[np.ndarray]]] = [[], []]
+    one, three = (
+        make(n=6, substrate=rigid, settings=replace(settings, starts=k), trajectory=film).structures
+        for k, film in zip((1, 3), films, strict=True)
+    )
+    first, best = (np.array([a.get_potential_energy() for a in made]) for made in (one, three))
+    kept = [np.array_equal(a[-1], b[-1]) for a, b in zip(*films, strict=True)]
+    assert not all(kept)
+    for k, same in enumerate(kept):
+        assert same == np.array_equal(one[k].positions, three[k].positions)
+    assert (best <= first + 1e-4).all()
+    assert (best < first).any()
+    with pytest.raises(UserError, match="starts is 0"):
+        make(settings=replace(settings, starts=0))
 
 
 def test_refinement_never_ends_higher(make: Make, model: Model, substrate: Atoms) -> None:

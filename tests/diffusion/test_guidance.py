@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adlayer.diffusion.generation import PRESETS, Sampling, generate
+from adlayer.diffusion.generation import generate
 from adlayer.diffusion.guidance import ForceGuidance, classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, minimum_image, uniform
+from adlayer.diffusion.sampling import PRESETS, Sampling
 from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Multistep, sample
 from adlayer.network.model import Architecture, Card, Model

@@ -7,7 +7,8 @@ import pytest
 from ase import Atoms
 
 from adlayer.analysis.references import reference
-from adlayer.diffusion.generation import Sampling, generate
+from adlayer.diffusion.generation import generate
+from adlayer.diffusion.sampling import Sampling
 from adlayer.network.model import Architecture
 from adlayer.training.dataset import Dataset, Example, Frame
 from adlayer.training.trainer import Settings, train

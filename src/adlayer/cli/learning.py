@@ -65,7 +65,7 @@ def generate(
     output: Output,
     formula: Annotated[str, typer.Option(help="Overlayer, such as Ag12O6.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Number of structures.")] = 10,
-    preset: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    preset: Annotated[str, typer.Option(help="default, thorough or paper.")] = "default",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the solver.")] = None,
     solver: Annotated[str | None, typer.Option(help="multistep, heun or euler.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Strength of the force guidance, Å²/eV.")] = None,
@@ -77,6 +77,9 @@ def generate(
     ] = None,
     relax_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of the final relaxation in the learned force field.")
+    ] = None,
+    starts: Annotated[
+        int | None, typer.Option(min=1, help="Samples of which each structure is the lowest in learned energy.")
     ] = None,
     refine: Annotated[
         int | None, typer.Option(min=0, help="Rounds of noising, denoising and relaxing that keep what is lower.")
@@ -110,6 +113,7 @@ def generate(
                 energy=energy,
                 weight=weight,
                 relax_steps=relax_steps,
+                starts=starts,
                 refine=refine,
                 symmetry=symmetry,
             ),

@@ -20,67 +20,20 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from torch import Tensor
 
-from adlayer.diffusion.guidance import ForceGuidance, classifier_free
-from adlayer.diffusion.kernels import Domain, ExactKernel, PaperKernel, uniform
-from adlayer.diffusion.schedule import LinearBeta, sigma_grid, sigma_max_for
-from adlayer.diffusion.solvers import EulerMaruyama, Heun, Langevin, Multistep, Score, Solver, sample
-from adlayer.energies.batched import init, step
+from adlayer.diffusion.block import Block
+from adlayer.diffusion.guidance import ForceGuidance
+from adlayer.diffusion.kernels import uniform
+from adlayer.diffusion.sampling import Sampling, solver_of
+from adlayer.diffusion.schedule import sigma_grid
+from adlayer.diffusion.solvers import Langevin, sample
 from adlayer.errors import UserError
-from adlayer.network.graph import Batch, to_batch
-from adlayer.network.model import Model, composition_fractions, condition_row
-from adlayer.structures.orbits import Orbits, symmetry_groups, draw_orbits, joined, no_symmetry
+from adlayer.network.model import Model, composition_fractions
+from adlayer.structures.orbits import Orbits, draw_orbits, joined, no_symmetry, symmetry_groups
 from adlayer.structures.placement import parse_formula, write_formula
-from adlayer.structures.substrate import check_substrate, fixed_mask
+from adlayer.structures.substrate import check_substrate
 
-SOLVERS = ("multistep", "heun", "euler")
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
-_FMAX = 0.05  # eV/Å, of learned relaxations
-_STAGE = 5  # steps of a relaxation between looks at who goes on
-_PATIENCE = 0.33  # eV for each overlayer atom and step taken: who lies further above its target is given up
-_BLOCK, _DEVICE_BLOCK_ATOMS = 8, 25_600  # structures worked on together on the CPU; their atoms on an accelerator
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample.
-
-    ``steps`` network steps with ``solver``, noise levels from the uniform limit down to ``sigma_min`` Å on a grid of
-    exponent ``rho``, or the published ones (``published_levels``). ``stochasticity`` is the churn of Heun and the η
-    of the multistep solver. ``energy`` (eV per overlayer atom above the lowest) and ``fractions`` (of the elements but
-    the first) condition the denoiser, the energy condition with ``weight`` of classifier-free guidance (1: plainly
-    conditional; 0 or ``energy=None``: none). ``guidance`` is η of the force guidance in Å²/eV below ``guidance_gate``
-    Å; ``corrector`` Langevin steps follow each step below 0.5 Å. ``relax_steps`` bounds the relaxation in the learned
-    force field at the end. ``refine`` rounds follow, each of which noises the overlayer to a level drawn between 0.4
-    and 0.9 Å, denoises it in ``refine_steps`` steps, relaxes, and keeps what is lower in learned energy: basin hopping
-    with moves that the denoiser proposes, at no cost in force calls of a real calculator. Without ``relax_steps``
-    there is none. A share ``symmetry`` of the samples is drawn, and refined in the first half of the rounds, with a
-    symmetry of the substrate (:mod:`adlayer.structures.orbits`).
-    """
-
-    steps: int = 50
-    solver: str = "multistep"
-    stochasticity: float = 1.0
-    sigma_min: float = 0.03
-    rho: float = 5.0
-    published_levels: bool = False
-    energy: float | None = 0.0
-    weight: float = 1.0
-    fractions: tuple[float, ...] | None = None
-    guidance: float = 0.0
-    guidance_gate: float | None = 0.5
-    corrector: int = 0
-    relax_steps: int = 100
-    refine: int = 0
-    refine_steps: int = 12
-    symmetry: float = 0.0
-
-
-PRESETS = {
-    "default": Sampling(refine=40, symmetry=0.8),
-    "paper": Sampling(
-        steps=1000, solver="euler", published_levels=True, energy=None, guidance=1e-4, guidance_gate=None, relax_steps=0
-    ),
-}
+_BLOCK, _DEVICE_BLOCK_ATOMS = 12, 25_600  # structures worked on together on the CPU; their atoms on an accelerator
 
 
 @dataclass(frozen=True)
@@ -103,15 +56,16 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     Raises
     ------
     UserError
-        For unknown elements, a broken substrate, no samples, an unknown solver, no steps, a share of symmetric samples
-        that is none, or a window that excludes what the model has learned.
+        For unknown elements, a broken substrate, no samples, an unknown solver, no steps or starts, a share of
+        symmetric samples that is none, or a window that excludes what the model has learned.
     """
     check_substrate(substrate)
-    _solver(settings)
+    solver_of(settings)
     if not 0.0 <= settings.symmetry <= 1.0:
         raise UserError(f"symmetry is {settings.symmetry:g}: give a share of the structures between 0 and 1")
-    if settings.steps < 1:
-        raise UserError(f"steps is {settings.steps}: ask for at least 1")
+    for what in ("steps", "starts"):
+        if getattr(settings, what) < 1:
+            raise UserError(f"{what} is {getattr(settings, what)}: ask for at least 1")
     if n < 1:
         raise UserError(f"n is {n}: ask for at least 1 structure")
     counts = parse_formula(formula)
@@ -133,79 +87,85 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     return write_formula(counts)
 
 
-def _solver(settings: Sampling) -> Solver:
-    if settings.solver == "multistep":
-        return Multistep(eta=settings.stochasticity)
-    if settings.solver == "heun":
-        return Heun(churn=min(settings.stochasticity, 0.41))
-    if settings.solver == "euler":
-        return EulerMaruyama()
-    raise UserError(f'solver "{settings.solver}" is unknown: choose one of {", ".join(SOLVERS)}')
+class _Chains:
+    """The structures of a block on their way: of each the lowest in learned energy that was found so far.
 
+    Without a relaxation nothing is known of energies: then there is one start.
+    """
 
-class _Block:
-    """A block of structures under way: batch, domain, and the functions of overlayer positions that solvers need."""
+    positions: Tensor  # (M, 3) Å
+    energies: Tensor  # (B,) eV
+    orbits: list[Orbits]  # symmetry of each
+    films: list[np.ndarray]  # overlayer after each step of its sampling, (K, m, 3) Å, of each
 
-    def __init__(self, model: Model, starts: list[Atoms], settings: Sampling) -> None:
-        self.model, self.settings = model, settings
-        self.batch: Batch = to_batch(starts, device=model.device)
-        self.mobile = self.batch.mobile.nonzero()[:, 0]  # (M,)
-        self.domain = Domain(self.batch.cell, self.batch.window, self.batch.batch[self.mobile])
-        self.single = Domain(self.batch.cell[:1], self.batch.window[:1], self.domain.batch[:0])  # all have it in common
-        self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
-        self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts))).to(model.device)  # (N,)
-        self.patience = _PATIENCE * len(self.mobile) / len(starts)
-        self.network_calls = 0
-        self.force_calls = 0
+    def __init__(self, block: Block, substrate: Atoms, counts: list[int], streams: list[np.random.Generator]) -> None:
+        self.block, self.settings, self.counts, self.streams = block, block.settings, counts, streams
+        self.groups = symmetry_groups(substrate) if self.settings.symmetry else {}
+        guidance = None
+        if self.settings.guidance > 0.0:
+            guidance = ForceGuidance(block.forces, self.settings.guidance, sigma_gate=self.settings.guidance_gate)
+        self._denoise = partial(
+            sample,
+            block.guided_score(),
+            solver=solver_of(self.settings),
+            domain=block.domain,
+            guidance=guidance,
+            corrector=Langevin(self.settings.corrector) if self.settings.corrector else None,
+        )
+        self.start()
+        for _ in range(1, self.settings.starts if self.settings.relax_steps else 1):
+            self.start()
 
-    @property
-    def least_sigma(self) -> float:
-        """The last noise level above zero, Å."""
-        return max(self.settings.sigma_min, self.model.card.sigma_min)
+    def _draw(self, kind: str, *shape: int) -> np.ndarray:
+        return np.concatenate([getattr(stream, kind)(size=shape) for stream in self.streams])
 
-    def at(self, positions: Tensor) -> Batch:
-        """The batch with overlayer positions (M, 3)."""
-        return self.batch.with_positions(self.batch.positions.index_copy(0, self.mobile, positions))
+    def _normal(self, orbits: Orbits) -> Tensor:
+        return self.block.from_host(orbits.vectors(self._draw("standard_normal", sum(self.counts), 3)))
 
-    def from_host(self, numbers: np.ndarray) -> Tensor:
-        """Numbers of any shape in the batch's precision and on its device."""
-        return torch.from_numpy(numbers).to(self.batch.positions)
+    def _draw_orbits(self, stream: np.random.Generator) -> Orbits:
+        symmetric = bool(self.groups) and stream.random() < self.settings.symmetry
+        return draw_orbits(self.counts, self.groups if symmetric else {}, stream)
 
-    def score(self, conditions: Tensor) -> Score:
-        """The model's score under conditions (K,) that hold for every structure."""
-        rows = conditions.to(self.batch.positions).expand(self.batch.n_structures, -1)
+    def start(self) -> None:
+        """Sample every structure from noise, each with a symmetry of its own."""
+        block = self.block
+        drawn = [self._draw_orbits(stream) for stream in self.streams]
+        orbits = joined(drawn)
+        anywhere = uniform(block.domain, block.from_host(self._draw("random", sum(self.counts), 3)))
+        frames: list[np.ndarray] = []
+        trial = self._denoise(
+            block.from_host(orbits.place(anywhere.double().cpu().numpy())),
+            block.grid(),
+            normal=lambda: self._normal(orbits),
+            callback=lambda _, x: frames.append(x.double().cpu().numpy().copy()),
+        )
+        films = list(np.stack(frames).reshape(len(frames), len(drawn), -1, 3).transpose(1, 0, 2, 3))
+        if not hasattr(self, "positions"):
+            self.positions, self.orbits, self.films = trial, drawn, films
+            if self.settings.relax_steps:
+                self.positions, self.energies = block.settle(trial)
+            return
+        for k, lower in enumerate(self._offer(trial)):
+            if lower:
+                self.orbits[k], self.films[k] = drawn[k], films[k]
 
-        def score(positions: Tensor, sigma: Tensor) -> Tensor:
-            self.network_calls += 1
-            normalised = self.model.denoiser(self.at(positions), sigma, rows)
-            levels, which = torch.unique(sigma, return_inverse=True)  # often one level for all
-            return normalised * self.domain.per_atom(self.kernel.score_scale(levels, self.single)[which])
+    def refine(self, *, symmetric: bool) -> None:
+        """Noise every structure and denoise it, with the symmetry that it was drawn with, or free of it."""
+        orbits = joined(self.orbits) if symmetric else no_symmetry(len(self.positions))
+        low, high = _REFINE_LEVELS
+        level = low * (high / low) ** self.block.from_host(self._draw("random", 1))  # (B,)
+        noisy = self.block.kernel.perturb(self.positions, level, self._normal(orbits), self.block.domain)
+        levels = sigma_grid(self.settings.refine_steps, self.block.least_sigma, level, self.settings.rho)
+        self._offer(self._denoise(noisy, levels, normal=lambda: self._normal(orbits)))
 
-        return score
-
-    def forces(self, positions: Tensor) -> Tensor:
-        """Forces of the learned force field on the overlayer (M, 3), eV/Å."""
-        self.force_calls += self.batch.n_structures
-        return self.model.force_field.overlayer_forces(self.at(positions))
-
-    def grid(self) -> Tensor:
-        """Noise levels (K+1, B), none but the last below what the network has learned."""
-        if self.settings.published_levels:
-            levels = LinearBeta().grid(self.settings.steps)
-            levels = torch.cat([levels[levels >= self.model.card.sigma_min], levels[-1:]]).to(self.batch.positions)
-            return levels[:, None].expand(-1, self.batch.n_structures)
-        top = sigma_max_for(self.batch.cell, self.batch.window)
-        return sigma_grid(self.settings.steps, self.least_sigma, top, self.settings.rho)
-
-
-def _guided_score(block: _Block, model: Model, settings: Sampling) -> Score:
-    nothing = condition_row(None, None, model.card.n_conditions)
-    if settings.energy is None and settings.fractions is None:
-        return block.score(nothing)
-    conditional = block.score(condition_row(settings.energy, settings.fractions, model.card.n_conditions))
-    if settings.weight == 1.0:
-        return conditional
-    return classifier_free(conditional, block.score(nothing), settings.weight)
+    def _offer(self, trial: Tensor) -> list[bool]:
+        """Relax a trial of every structure, and take it where it is lower; says where."""
+        settled, energies = self.block.settle(trial, self.energies)
+        lower = energies < self.energies  # (B,); false for NaN
+        self.positions = torch.where(self.block.domain.per_atom(lower)[:, None], settled, self.positions)
+        self.energies = torch.where(lower, energies, self.energies)
+        taken: list[bool] = lower.cpu().tolist()
+        return taken
 
 
 def _run_block(
@@ -218,116 +178,21 @@ def _run_block(
     trajectory: list[list[np.ndarray]] | None,
 ) -> tuple[list[Atoms], int, int]:
     """Generate the samples of the given numbers together."""
-    symbols = [s for s, n in parse_formula(formula).items() for _ in range(n)]
+    counts = parse_formula(formula)
+    symbols = [s for s, n in counts.items() for _ in range(n)]
     start = substrate + Atoms(symbols, np.zeros((len(symbols), 3)), tags=0)
     start.info = dict(substrate.info)
-    block = _Block(model, [start] * len(numbers), settings)
+    block = Block(model, [start] * len(numbers), settings)
     streams = [sample_seed(seed, formula, k) for k in numbers]
-    shape = (len(symbols), 3)
-    orbits = _draw_orbits(substrate, list(parse_formula(formula).values()), streams, settings.symmetry)
-
-    def draw(kind: str, shape: tuple[int, ...] = shape) -> np.ndarray:
-        return np.concatenate([getattr(stream, kind)(size=shape) for stream in streams])
-
-    def normal() -> Tensor:
-        return block.from_host(orbits.vectors(draw("standard_normal")))
-
-    guidance = None
-    if settings.guidance > 0.0:
-        guidance = ForceGuidance(block.forces, settings.guidance, sigma_gate=settings.guidance_gate)
-    frames: list[np.ndarray] = []
-    denoise = partial(
-        sample,
-        _guided_score(block, model, settings),
-        solver=_solver(settings),
-        normal=normal,
-        domain=block.domain,
-        guidance=guidance,
-        corrector=Langevin(settings.corrector) if settings.corrector else None,
-    )
-    anywhere = uniform(block.domain, block.from_host(draw("random")))
-    positions = denoise(
-        block.from_host(orbits.place(anywhere.double().cpu().numpy())),
-        block.grid(),
-        callback=None if trajectory is None else lambda _, x: frames.append(x.double().cpu().numpy().copy()),
-    )
-    if trajectory is not None:
-        by_sample = np.stack(frames, axis=1).reshape(len(numbers), len(symbols), len(frames), 3)
-        trajectory.extend([list(s.transpose(1, 0, 2)) for s in by_sample])
-    if settings.relax_steps:
-        positions, energies = _settle(block, positions, settings.relax_steps)
-    low, high = _REFINE_LEVELS
+    chains = _Chains(block, substrate, list(counts.values()), streams)
     for number in range(settings.refine if settings.relax_steps else 0):
-        if 2 * number >= settings.refine:
-            orbits = no_symmetry(len(positions))
-        level = low * (high / low) ** block.from_host(draw("random", (1,)))  # (B,)
-        noisy = block.kernel.perturb(positions, level, normal(), block.domain)
-        levels = sigma_grid(settings.refine_steps, block.least_sigma, level, settings.rho)
-        trial, trial_energies = _settle(block, denoise(noisy, levels), settings.relax_steps, energies)
-        lower = trial_energies < energies  # (B,); false for NaN
-        positions = torch.where(block.domain.per_atom(lower)[:, None], trial, positions)
-        energies = torch.where(lower, trial_energies, energies)
-    return _structures(block, start, positions, len(substrate)), block.network_calls, block.force_calls
+        chains.refine(symmetric=2 * number < settings.refine)
+    if trajectory is not None:
+        trajectory.extend(list(film) for film in chains.films)
+    return _structures(block, start, chains.positions, len(substrate)), block.network_calls, block.force_calls
 
 
-def _draw_orbits(substrate: Atoms, counts: list[int], streams: list[np.random.Generator], share: float) -> Orbits:
-    """Orbits of the samples' atoms, a ``share`` of the samples with a symmetry; without a share nothing is drawn."""
-    groups = symmetry_groups(substrate) if share else {}
-    return joined(
-        [draw_orbits(counts, groups if share and stream.random() < share else {}, stream) for stream in streams]
-    )
-
-
-def _relax(block: _Block, whole: Batch, steps: int, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions (N, 3) and energies (B,) relaxed in the learned force field.
-
-    Every few steps, what is done goes no further, nor what will hardly come below its ``target`` (B,), eV.
-    """
-    part, fixed = whole, block.fixed
-    atoms, members = (torch.arange(n, device=fixed.device) for n in (len(fixed), whole.n_structures))
-
-    def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
-        block.force_calls += part.n_structures
-        result: tuple[Tensor, Tensor] = block.model.force_field(part.with_positions(positions))
-        return result
-
-    state = init(energies_and_forces, part.positions, part.batch, fixed, _FMAX)
-    positions, energies = state.positions.clone(), state.energies.clone()
-    for taken in range(1, steps + 1):
-        state = step(energies_and_forces, state, part.batch, fixed, _FMAX)
-        if taken % _STAGE and taken < steps:
-            continue
-        positions[atoms], energies[members] = state.positions, state.energies
-        left = state.active
-        if target is not None:
-            left = left & (state.energies < target[members] + block.patience / taken)
-        if not bool(left.any()):
-            break
-        if not bool(left.all()):
-            state = state.subset(left, part.batch)
-            part, mask = part.subset(left)
-            fixed, atoms, members = fixed[mask], atoms[mask], members[left]
-    return positions, energies
-
-
-def _settle(block: _Block, positions: Tensor, steps: int, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Relax in the learned force field, all atoms that ``FixAtoms`` leaves free.
-
-    Returns the overlayer (M, 3), to be put back on the bare substrate as in the training data and clipped at the walls,
-    and the relaxed energies (B,) in eV. A structure that breaks stays as it was, its energy infinite.
-    """
-    whole = block.at(positions)
-    moved, final = _relax(block, whole, steps, target)
-    relaxed, window = moved[block.mobile], block.domain.per_atom(whole.window)
-    z = torch.minimum(torch.maximum(relaxed[:, 2], window[:, 0]), window[:, 1])
-    relaxed = torch.cat([relaxed[:, :2], z[:, None]], dim=1)
-    unsound = (~torch.isfinite(relaxed).all(dim=1)).float()
-    broken = unsound.new_zeros(whole.n_structures).index_add(0, block.domain.batch, unsound) > 0  # (B,)
-    energies = torch.where(broken, torch.full_like(final, torch.inf), final)
-    return torch.where(block.domain.per_atom(broken)[:, None], positions, relaxed), energies
-
-
-def _structures(block: _Block, start: Atoms, positions: Tensor, n_substrate: int) -> list[Atoms]:
+def _structures(block: Block, start: Atoms, positions: Tensor, n_substrate: int) -> list[Atoms]:
     """ASE structures with learned energies and forces, as they stand: overlayer (M, 3) on the bare substrate."""
     whole = block.at(positions)
     interaction, forces = block.model.force_field(whole)

@@ -55,7 +55,6 @@ class RelaxState:
         """(B,) bool: which structures still move."""
         return ~(self.converged | self.failed)
 
-
     def subset(self, chosen: Tensor, batch: Tensor) -> RelaxState:
         """The state of the ``chosen`` structures (B,) bool alone; ``batch`` (N,) says to which each atom belongs."""
         atoms = chosen[batch]

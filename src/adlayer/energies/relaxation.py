@@ -1,7 +1,7 @@
 """Local relaxation of one structure with any ASE calculator, its path recorded.
 
 The optimizer is that of :mod:`adlayer.energies.batched`, with one structure in the batch: from random starts it needs
-fewer than half the force calls of ASE's BFGS (``benchmarks/relaxation.py``). The path holds forces of *all* atoms,
+fewer than half the force calls of ASE's BFGS (``benchmarks/optimizer.py``). The path holds forces of *all* atoms,
 those under ``FixAtoms`` too: it is what a force field learns from.
 """
 

@@ -58,42 +58,6 @@ class Group:
         """Atoms of an orbit on mirror lines."""
         return self.order // 2
 
-@dataclass(frozen=True)
-class Orbits:
-    """How m overlayer atoms follow from a few: atom i lies at ``matrices[i] x[source[i]] + shifts[i]``.
-
-    ``matrices`` (m, 3, 3) of an atom at a fixed point project on what its symmetry leaves free, and ``shifts`` (m, 3)
-    in Å hold the rest.
-    """
-
-    source: np.ndarray  # (m,)
-    matrices: np.ndarray  # (m, 3, 3)
-    shifts: np.ndarray  # (m, 3) Å
-
-    def place(self, points: np.ndarray) -> np.ndarray:
-        """Positions (m, 3) that have the symmetry, from any (m, 3), Å."""
-        return self.vectors(points) + self.shifts
-
-    def vectors(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors (m, 3) that have the symmetry, from any (m, 3); of normal ones each is normal in its free space."""
-        turned: np.ndarray = np.einsum("mij,mj->mi", self.matrices, vectors[self.source])
-        return turned
-
-
-def joined(parts: list[Orbits]) -> Orbits:
-    """The orbits of several structures, one after the other."""
-    before = np.cumsum([0, *(len(part.source) for part in parts[:-1])])
-    return Orbits(
-        np.concatenate([part.source + n for part, n in zip(parts, before, strict=True)]),
-        np.concatenate([part.matrices for part in parts]),
-        np.concatenate([part.shifts for part in parts]),
-    )
-
-
-def no_symmetry(n: int) -> Orbits:
-    """Orbits of n atoms that all go their own way."""
-    return Orbits(np.arange(n), np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3)))
-
 
 @dataclass(frozen=True)
 class Orbits:
@@ -185,7 +149,7 @@ class _Space:
 
     def closed(self, generators: Iterable[Operation]) -> frozenset[Operation] | None:
         """The group that operations generate; none if a translation by less than a lattice vector is among it."""
-        identity = (_IDENTITY, 0, 0)
+        identity: Operation = (_IDENTITY, 0, 0)
         group, fresh = {identity}, list(generators)
         while fresh:
             new = fresh.pop()
@@ -199,9 +163,9 @@ class _Space:
 
     def translated(self, group: frozenset[Operation]) -> set[frozenset[Operation]]:
         """The group moved by every translation τ of the substrate: ``w + (1 − W) τ``."""
-        moved = set()
+        moved: set[frozenset[Operation]] = set()
         for _, a, b in (op for op in self.operations if op[0] == _IDENTITY):
-            members = []
+            members: list[Operation] = []
             for (p, q, r, s), x, y in group:
                 dx, dy = a - p * a - q * b, b - r * a - s * b
                 members.append(((p, q, r, s), (x + dx) % self.cells, (y + dy) % self.cells))
@@ -297,8 +261,8 @@ def draw_orbits(counts: list[int], groups: dict[str, list[Group]], rng: np.rando
     """Orbits for so many atoms of each element, one element after the other, under a group drawn at random.
 
     First the kind of the group is drawn, then one of that kind, then which axes and how many line sites hold atoms,
-    every choice that leaves whole general orbits being as likely. Without groups, or where the numbers do not fit, there
-    is no symmetry.
+    every choice that leaves whole general orbits being as likely. Without groups, or where the numbers do not fit,
+    there is no symmetry.
     """
     n = sum(counts)
     if not groups:

@@ -36,7 +36,7 @@ def sampling_settings(preset: str = "default", **changes: Any) -> Any:
     UserError
         For an unknown preset.
     """
-    from adlayer.diffusion.generation import PRESETS
+    from adlayer.diffusion.sampling import PRESETS
 
     if preset not in PRESETS:
         raise UserError(f'preset "{preset}" is unknown: choose one of {", ".join(PRESETS)}')
@@ -160,7 +160,8 @@ def generate_into(
 
     Returns the verb's numbers and, under ``structures``, the samples as ``Atoms`` in order.
     """
-    from adlayer.diffusion.generation import Sampling, block_size, check_request
+    from adlayer.diffusion.generation import block_size, check_request
+    from adlayer.diffusion.sampling import Sampling
     from adlayer.structures.placement import parse_formula
     from adlayer.training.checkpoint import model_hash
 
@@ -251,7 +252,7 @@ def generate(
     formula, n, seed
         See :func:`adlayer.diffusion.generation.generate`.
     preset, changes
-        ``default`` or ``paper``, and fields of :class:`adlayer.diffusion.generation.Sampling` to change.
+        ``default``, ``thorough`` or ``paper``, and fields of :class:`adlayer.diffusion.sampling.Sampling` to change.
     device
         ``cpu`` or ``cuda``, to which a loaded model is moved; by default ``cpu`` for a file, and a model stays where it
         is.
