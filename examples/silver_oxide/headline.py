@@ -1,8 +1,8 @@
 """The headline: Ag12O6 in Ag(111) p(4x4), generated, relaxed with SevenNet-0, matched with the Ag6 model.
 
     python examples/silver_oxide/headline.py default -n 208         # the default preset
-    python examples/silver_oxide/headline.py thorough -n 208        # with four times the refinement
-    python examples/silver_oxide/headline.py unsymmetric -n 208     # the default without symmetries
+    python examples/silver_oxide/headline.py fast -n 208            # a quarter of the refinement
+    python examples/silver_oxide/headline.py unsymmetric -n 208     # the same without symmetries
     python examples/silver_oxide/headline.py plain -n 208           # one start, no refinement, too
     python examples/silver_oxide/headline.py paper -n 208           # the published sampler's settings
     python examples/silver_oxide/headline.py random -n 1640         # random search in the large cell
@@ -39,9 +39,9 @@ FORMULA, AG6 = "Ag12O6", "p4x4-O_Ag111-Ag6"
 HERE, RUNS = Path(__file__).parent, Path("runs/headline")
 SETS: dict[str, dict[str, Any]] = {
     "default": {"preset": "default"},
-    "thorough": {"preset": "thorough"},
-    "unsymmetric": {"preset": "default", "symmetry": 0.0},
-    "plain": {"preset": "default", "symmetry": 0.0, "starts": 1, "refine": 0},
+    "fast": {"preset": "fast"},
+    "unsymmetric": {"preset": "fast", "symmetry": 0.0},
+    "plain": {"preset": "fast", "symmetry": 0.0, "starts": 1, "refine": 0},
     "paper": {"preset": "paper"},
 }
 WITHIN = 0.1  # eV

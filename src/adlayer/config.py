@@ -53,7 +53,7 @@ class GenerateTable(_Table):
     cell: str = Field(description="superstructure, Wood's notation or matrix")
     formula: str = Field(description="overlayer formula")
     n: int = Field(default=24, ge=1, description="number of structures")
-    preset: str = Field(default="default", description="default, thorough or paper")
+    preset: str = Field(default="default", description="default, fast or paper")
     steps: int | None = Field(default=None, ge=1, description="steps of the solver")
     starts: int | None = Field(
         default=None,

@@ -65,7 +65,7 @@ def generate(
     output: Output,
     formula: Annotated[str, typer.Option(help="Overlayer, such as Ag12O6.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Number of structures.")] = 10,
-    preset: Annotated[str, typer.Option(help="default, thorough or paper.")] = "default",
+    preset: Annotated[str, typer.Option(help="default, fast or paper.")] = "default",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the solver.")] = None,
     solver: Annotated[str | None, typer.Option(help="multistep, heun or euler.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Strength of the force guidance, Å²/eV.")] = None,

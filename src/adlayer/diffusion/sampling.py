@@ -48,8 +48,8 @@ class Sampling:
 
 
 PRESETS = {
-    "default": Sampling(steps=12, starts=6, refine=10, refine_steps=6, symmetry=0.8),
-    "thorough": Sampling(steps=12, starts=6, refine=40, symmetry=0.8),
+    "default": Sampling(steps=12, starts=6, refine=40, symmetry=0.8),
+    "fast": Sampling(steps=12, starts=6, refine=10, refine_steps=6, symmetry=0.8),
     "paper": Sampling(
         steps=1000, solver="euler", published_levels=True, energy=None, guidance=1e-4, guidance_gate=None, relax_steps=0
     ),

@@ -252,7 +252,7 @@ def generate(
     formula, n, seed
         See :func:`adlayer.diffusion.generation.generate`.
     preset, changes
-        ``default``, ``thorough`` or ``paper``, and fields of :class:`adlayer.diffusion.sampling.Sampling` to change.
+        ``default``, ``fast`` or ``paper``, and fields of :class:`adlayer.diffusion.sampling.Sampling` to change.
     device
         ``cpu`` or ``cuda``, to which a loaded model is moved; by default ``cpu`` for a file, and a model stays where it
         is.
