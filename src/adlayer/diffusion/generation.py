@@ -90,16 +90,16 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
 class _Chains:
     """The structures of a block on their way: of each the lowest in learned energy that was found so far.
 
-    Without a relaxation nothing is known of energies: then there is one start.
+    ``positions`` (M, 3) Å and ``energies`` (B,) eV; of each structure its symmetry (``orbits``) and, where they are
+    ``filmed``, the overlayer after each step of its sampling (``films``, (K, m, 3) Å). Without a relaxation nothing is
+    known of energies, and there is nothing to do but the first start.
     """
 
-    positions: Tensor  # (M, 3) Å
-    energies: Tensor  # (B,) eV
-    orbits: list[Orbits]  # symmetry of each
-    films: list[np.ndarray]  # overlayer after each step of its sampling, (K, m, 3) Å, of each
-
-    def __init__(self, block: Block, substrate: Atoms, counts: list[int], streams: list[np.random.Generator]) -> None:
+    def __init__(
+        self, block: Block, substrate: Atoms, counts: list[int], streams: list[np.random.Generator], *, filmed: bool
+    ) -> None:
         self.block, self.settings, self.counts, self.streams = block, block.settings, counts, streams
+        self.filmed = filmed
         self.groups = symmetry_groups(substrate) if self.settings.symmetry else {}
         guidance = None
         if self.settings.guidance > 0.0:
@@ -112,9 +112,9 @@ class _Chains:
             guidance=guidance,
             corrector=Langevin(self.settings.corrector) if self.settings.corrector else None,
         )
-        self.start()
-        for _ in range(1, self.settings.starts if self.settings.relax_steps else 1):
-            self.start()
+        self.positions, self.orbits, self.films = self._sample()
+        if self.settings.relax_steps:
+            self.positions, self.energies = block.settle(self.positions)
 
     def _draw(self, kind: str, *shape: int) -> np.ndarray:
         return np.concatenate([getattr(stream, kind)(size=shape) for stream in self.streams])
@@ -126,8 +126,8 @@ class _Chains:
         symmetric = bool(self.groups) and stream.random() < self.settings.symmetry
         return draw_orbits(self.counts, self.groups if symmetric else {}, stream)
 
-    def start(self) -> None:
-        """Sample every structure from noise, each with a symmetry of its own."""
+    def _sample(self) -> tuple[Tensor, list[Orbits], list[np.ndarray]]:
+        """Every structure from noise, each with a symmetry of its own; that symmetry, and the film."""
         block = self.block
         drawn = [self._draw_orbits(stream) for stream in self.streams]
         orbits = joined(drawn)
@@ -137,14 +137,14 @@ class _Chains:
             block.from_host(orbits.place(anywhere.double().cpu().numpy())),
             block.grid(),
             normal=lambda: self._normal(orbits),
-            callback=lambda _, x: frames.append(x.double().cpu().numpy().copy()),
+            callback=(lambda _, x: frames.append(x.double().cpu().numpy().copy())) if self.filmed else None,
         )
-        films = list(np.stack(frames).reshape(len(frames), len(drawn), -1, 3).transpose(1, 0, 2, 3))
-        if not hasattr(self, "positions"):
-            self.positions, self.orbits, self.films = trial, drawn, films
-            if self.settings.relax_steps:
-                self.positions, self.energies = block.settle(trial)
-            return
+        film = np.array(frames).reshape(len(frames), len(drawn), sum(self.counts), 3)
+        return trial, drawn, list(film.transpose(1, 0, 2, 3))
+
+    def restart(self) -> None:
+        """Sample every structure anew."""
+        trial, drawn, films = self._sample()
         for k, lower in enumerate(self._offer(trial)):
             if lower:
                 self.orbits[k], self.films[k] = drawn[k], films[k]
@@ -184,9 +184,12 @@ def _run_block(
     start.info = dict(substrate.info)
     block = Block(model, [start] * len(numbers), settings)
     streams = [sample_seed(seed, formula, k) for k in numbers]
-    chains = _Chains(block, substrate, list(counts.values()), streams)
-    for number in range(settings.refine if settings.relax_steps else 0):
-        chains.refine(symmetric=2 * number < settings.refine)
+    chains = _Chains(block, substrate, list(counts.values()), streams, filmed=trajectory is not None)
+    if settings.relax_steps:
+        for _ in range(1, settings.starts):
+            chains.restart()
+        for number in range(settings.refine):
+            chains.refine(symmetric=2 * number < settings.refine)
     if trajectory is not None:
         trajectory.extend(list(film) for film in chains.films)
     return _structures(block, start, chains.positions, len(substrate)), block.network_calls, block.force_calls
