@@ -286,7 +286,7 @@ def work(what: str, data: str) -> None:
             make(f"guided-{strength}", shipped(), N, relax=False, guidance=strength)
     elif what == "steps":
         for steps in STEPS:
-            make(f"steps-{steps}", shipped(), N, relax=True, steps=steps)
+            make(f"steps-{steps}", shipped(), 100, relax=True, steps=steps)
     elif what == "large":
         for model in ("all", "unrepeated"):
             for cell, (formula, n) in CELLS.items():
