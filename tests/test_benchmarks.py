@@ -142,7 +142,7 @@ def test_the_gpu_benchmark_runs_without_gpu_and_peer(
     gpu.alone(run, "scaling.default", gpu.curve, "default")
     content = json.loads((tmp_path / "gpu.json").read_text())
     assert set(content["works"]["sampling"]["sides"]) == {"same", "default"}
-    assert content["works"]["sampling"]["sides"]["same"]["wall_s"]["median"] > 0.0
+    assert content["works"]["sampling"]["sides"]["same"]["with_setup_s"]["median"] > 0.0
     assert content["parts"]["default"]["structures"] == 2
     assert [p["copies"] for p in content["scaling"]["default"]["points"]] == [60 // 13, 60 // 28]
     assert content["ratios"] == {}

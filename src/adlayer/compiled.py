@@ -16,8 +16,10 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _OPTIONS = ("-O3", "-fopenmp-simd", "-shared", "-fPIC")
@@ -49,6 +51,20 @@ def library(name: str, source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(file))
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
+
+
+def call(function: Any, *arguments: Tensor | ctypes.Structure | int | None) -> Any:
+    """Call a kernel: tensors, contiguous, by their addresses, structures by reference, ``None`` as NULL."""
+    return function(*(_argument(x) for x in arguments))
+
+
+def _argument(x: Tensor | ctypes.Structure | int | None) -> Any:
+    if isinstance(x, Tensor):
+        assert x.is_contiguous()
+        return ctypes.c_void_p(x.data_ptr())
+    if isinstance(x, ctypes.Structure):
+        return ctypes.byref(x)
+    return ctypes.c_void_p(None) if x is None else ctypes.c_int64(x)
 
 
 def _key(source: str, compiler: str, options: tuple[str, ...]) -> str:

@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from adlayer.diffusion import block
 from adlayer.diffusion.generation import generate
 from adlayer.diffusion.guidance import ForceGuidance, classifier_free
 from adlayer.diffusion.kernels import Domain, ExactKernel, minimum_image, uniform
 from adlayer.diffusion.sampling import PRESETS, Sampling
 from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Multistep, sample
+from adlayer.network.graph import Batch
+from adlayer.network.heads import ForceField
+from adlayer.network.inference import fast_force_field
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.structures.substrate import build_substrate
 
@@ -221,17 +225,27 @@ def _generated_under_random_forces(size: Architecture, settings: Sampling, scale
     model.force_field.scale.fill_(scale)
     lengths: list[Tensor] = []
 
-    def record(_: torch.nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, Tensor]) -> None:
-        lengths.append(torch.linalg.vector_norm(outputs[1][inputs[0].mobile].double(), dim=-1))  # type: ignore[attr-defined]
+    class Recorder:
+        def __init__(self, module: ForceField) -> None:
+            self.force_field = fast_force_field(module)
 
-    model.force_field.register_forward_hook(record)
+        def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+            return self.force_field(batch)
+
+        def overlayer_forces(self, batch: Batch) -> Tensor:
+            forces = self.force_field.overlayer_forces(batch)
+            lengths.append(torch.linalg.vector_norm(forces.double(), dim=-1))
+            return forces
+
     substrate = build_substrate("Ag(111)", "p(2x1)", layers=1, fixed_layers=0, lattice=4.16, window=(1.0, 4.0))
     before = substrate.copy()
     low, high = before.info["confinement"]
     trajectory: list[list[np.ndarray]] = []
-    made = generate(
-        model, substrate, formula="AgO", n=n, seed=3, settings=settings, block=n, trajectory=trajectory
-    ).structures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "fast_force_field", Recorder)
+        made = generate(
+            model, substrate, formula="AgO", n=n, seed=3, settings=settings, block=n, trajectory=trajectory
+        ).structures
 
     assert len(made) == len(trajectory) == n
     paths = np.stack([np.stack(frames) for frames in trajectory])  # (n, steps + 1, 2, 3)

@@ -8,7 +8,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.optimize import BFGS
 
-from adlayer.energies.batched import MAX_MOVE, init, relax_batch, step
+from adlayer.energies import batched
+from adlayer.energies.batched import MAX_MOVE, MEMORY, init, relax_batch, step
 from adlayer.energies.relaxation import relax
 from adlayer.structures.placement import place_overlayer
 from adlayer.structures.substrate import build_substrate
@@ -175,3 +176,22 @@ def test_not_finite_at_the_start_is_not_converged() -> None:
     result = relax_batch(model, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
     assert not result.converged.any()
     assert int(result.n_steps[0]) == 0
+
+
+def test_the_kernel_gives_the_steps_of_the_recursion_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In double precision to rounding, while pairs come in, are not used and go out."""
+    positions, batch = pack(CLUSTERS)
+    fixed = torch.zeros(len(batch), dtype=torch.bool)
+    fixed[3] = True
+
+    def trail() -> list[torch.Tensor]:
+        model = Clusters(batch)
+        state = init(model, positions, batch, fixed, 1e-9)
+        states = [state := step(model, state, batch, fixed, 1e-9) for _ in range(MEMORY + 5)]
+        assert any(bool((s.inverse_products == 0).any()) for s in states)
+        return [s.positions for s in states]
+
+    with_kernel = trail()
+    monkeypatch.setattr(batched, "library", lambda *_: None)
+    for a, b in zip(with_kernel, trail(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-8)

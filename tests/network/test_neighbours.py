@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from itertools import product
 
@@ -11,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
+from adlayer.network import neighbours as module
 from adlayer.network.graph import to_batch
 from adlayer.network.neighbours import Edges, neighbours
 
@@ -21,6 +23,15 @@ CELLS = {
     "needle": ((3.0, 0.0), (-13.7, 4.4)),
     "left-handed": ((2.3, 5.2), (6.1, 0.4)),
 }
+
+
+@pytest.fixture(autouse=True, params=["each with each", "vesin"])
+def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with both searches of the CPU."""
+    if request.param == "vesin":
+        monkeypatch.setattr(module, "_FEW_ATOMS", 0)
+    else:
+        assert module.library("neighbours", module._SOURCE, torch.float64) is not None or not shutil.which("cc")
 
 
 def _random(cell: tuple[tuple[float, float], ...], seed: int, n: int = 6) -> Atoms:

@@ -14,6 +14,7 @@ from adlayer.diffusion.schedule import LinearBeta, sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import Score
 from adlayer.energies.batched import init, step
 from adlayer.network.graph import Batch, to_batch
+from adlayer.network.inference import fast_denoiser, fast_force_field
 from adlayer.network.model import Model, condition_row
 from adlayer.structures.substrate import fixed_mask
 
@@ -34,6 +35,7 @@ class Block:
         self.kernel = PaperKernel() if model.card.kernel == "paper" else ExactKernel()
         self.fixed = torch.from_numpy(np.tile(fixed_mask(starts[0]), len(starts))).to(model.device)  # (N,)
         self.patience = _PATIENCE * len(self.mobile) / len(starts)  # eV
+        self.denoiser, self.force_field = fast_denoiser(model.denoiser), fast_force_field(model.force_field)
         self.network_calls = 0
         self.force_calls = 0
 
@@ -56,7 +58,7 @@ class Block:
 
         def score(positions: Tensor, sigma: Tensor) -> Tensor:
             self.network_calls += 1
-            normalised = self.model.denoiser(self.at(positions), sigma, rows)
+            normalised = self.denoiser(self.at(positions), sigma, rows)
             levels, which = torch.unique(sigma, return_inverse=True)  # often one level for all
             return normalised * self.domain.per_atom(self.kernel.score_scale(levels, self.single)[which])
 
@@ -65,7 +67,7 @@ class Block:
     def forces(self, positions: Tensor) -> Tensor:
         """Forces of the learned force field on the overlayer (M, 3), eV/Å."""
         self.force_calls += self.batch.n_structures
-        return self.model.force_field.overlayer_forces(self.at(positions))
+        return self.force_field.overlayer_forces(self.at(positions))
 
     def grid(self) -> Tensor:
         """Noise levels (K+1, B), none but the last below what the network has learned."""
@@ -114,8 +116,7 @@ class Block:
 
         def energies_and_forces(positions: Tensor) -> tuple[Tensor, Tensor]:
             self.force_calls += part.n_structures
-            result: tuple[Tensor, Tensor] = self.model.force_field(part.with_positions(positions))
-            return result
+            return self.force_field(part.with_positions(positions))
 
         state = init(energies_and_forces, part.positions, part.batch, fixed, _FMAX)
         positions, energies = state.positions.clone(), state.energies.clone()

@@ -33,7 +33,8 @@ from adlayer.structures.placement import parse_formula, write_formula
 from adlayer.structures.substrate import check_substrate
 
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
-_BLOCK, _DEVICE_BLOCK_ATOMS = 12, 25_600  # structures worked on together on the CPU; their atoms on an accelerator
+_BLOCK = 12  # structures worked on together on the CPU at most; more leave little for other processes
+_BLOCK_ATOMS, _DEVICE_BLOCK_ATOMS = 600, 25_600  # their atoms, on the CPU and on an accelerator
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _run_block(
 def _structures(block: Block, start: Atoms, positions: Tensor, n_substrate: int) -> list[Atoms]:
     """ASE structures with learned energies and forces, as they stand: overlayer (M, 3) on the bare substrate."""
     whole = block.at(positions)
-    interaction, forces = block.model.force_field(whole)
+    interaction, forces = block.force_field(whole)
     energies = block.model.force_field.total_energy(whole, interaction).cpu().tolist()
     n = whole.n_structures
     overlayers = positions.double().cpu().reshape(n, -1, 3).numpy()
@@ -226,7 +227,9 @@ def _structure(start: Atoms, overlayer: np.ndarray, energy: float, forces: np.nd
 
 def block_size(device: torch.device, n_atoms: int) -> int:
     """How many structures of so many atoms to work on together: few fit a processor's cache, few leave a GPU idle."""
-    return _BLOCK if device.type == "cpu" else max(1, _DEVICE_BLOCK_ATOMS // n_atoms)
+    if device.type == "cpu":
+        return min(_BLOCK, max(1, _BLOCK_ATOMS // n_atoms))
+    return max(1, _DEVICE_BLOCK_ATOMS // n_atoms)
 
 
 def generate(

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 SWITCH = 0.3  # σ/L from which a Fourier series replaces the sum over images
+_NARROW = 0.1  # σ/L up to which a normal and its images do not meet: what they change is below 1e-5
 SCALE_FLOOR = 1e-3  # smallest score scale, in units of 1/σ
 _IMAGES = 2
 _COSINES = 4
@@ -262,11 +263,15 @@ class ExactKernel:
 
     def score_scale(self, sigma: Tensor, domain: Domain) -> Tensor:
         """Root-mean-square score (B, 3) by quadrature, to about 1e-3 of its value; never below 1e-3/σ."""
-        frame = domain.frame[:, None]
-        x, y = _planar_grid(frame, sigma[:, None])
-        log_p, along, across = wrapped_normal_2d(x, y, frame, sigma[:, None].expand_as(x))
-        square = (torch.softmax(log_p, dim=-1) * (along.square() + across.square())).sum(-1)  # (B,)
-        return _scale(0.5 * square * sigma.square(), _reflected_information(sigma / domain.width), sigma)
+        narrow = sigma < _NARROW * torch.minimum(domain.frame.length, domain.frame.height)
+        planar = torch.ones_like(sigma)
+        if not bool(narrow.all()):
+            frame = domain.frame[:, None]
+            x, y = _planar_grid(frame, sigma[:, None])
+            log_p, along, across = wrapped_normal_2d(x, y, frame, sigma[:, None].expand_as(x))
+            square = (torch.softmax(log_p, dim=-1) * (along.square() + across.square())).sum(-1)  # (B,)
+            planar = torch.where(narrow, planar, 0.5 * square * sigma.square())
+        return _scale(planar, _reflected_information(sigma / domain.width), sigma)
 
 
 class PaperKernel:

@@ -16,10 +16,13 @@ finite geometry, unconverged); others go on, and do not feel it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from adlayer.compiled import call, library
 
 MAX_MOVE = 0.2
 """Longest displacement of an atom in a step, Å."""
@@ -27,6 +30,7 @@ MEMORY = 20
 """Pairs (s, y) kept."""
 INITIAL_INVERSE_CURVATURE = 1.0 / 70.0
 """Å²/eV."""
+_SOURCE = f"#define MEMORY {MEMORY}\n{Path(__file__).with_name('lbfgs.c').read_text()}"
 
 
 class EnergyModel(Protocol):
@@ -116,8 +120,21 @@ def init(model: EnergyModel, positions: Tensor, batch: Tensor, fixed: Tensor, fm
 def _direction(state: RelaxState, free: Tensor, batch: Tensor) -> Tensor:
     """(N, 3) H F, Å, by the two-loop recursion."""
     n = len(state.energies)
-    direction = free
-    factors = []
+    kernels = library("lbfgs", _SOURCE, free.dtype) if free.device.type == "cpu" else None
+    if kernels is not None:
+        direction, start = free.clone(), torch.searchsorted(batch, torch.arange(n + 1))
+        pairs = state.displacements, state.gradient_changes, state.inverse_products, state.inverse_curvature
+        call(
+            kernels.direction,
+            len(state.displacements),
+            len(free),
+            n,
+            start,
+            *(x.contiguous() for x in pairs),
+            direction,
+        )
+        return direction
+    direction, factors = free, []
     for s, y, rho in zip(
         state.displacements.flip(0), state.gradient_changes.flip(0), state.inverse_products.flip(0), strict=True
     ):

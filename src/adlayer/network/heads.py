@@ -30,7 +30,8 @@ from adlayer.network.graph import Batch
 from adlayer.network.neighbours import Edges, neighbours
 from adlayer.network.painn import Condition, PaiNN
 
-_CORE_STRENGTH, _CORE_RADIUS = 60.0, 0.7  # eV, sums of covalent radii
+CORE_STRENGTH = 60.0  # eV
+_CORE_RADIUS = 0.7  # sums of covalent radii
 _WALL_REACH = 6.0  # Å
 _WALL_FEATURES = 8
 
@@ -139,6 +140,14 @@ class Denoiser(nn.Module):
         smooth = torch.exp(-0.5 * ((gaps[:, :, None] - self.wall_centres) / spacing) ** 2)  # (N, 2, 8)
         return torch.cat([smooth.flatten(1), torch.tanh(gaps / level[:, None])], dim=-1)
 
+    def inputs(self, batch: Batch, sigma: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What enters the PaiNN: scalars (N, F), vectors (N, 3, F), and the condition of each structure (B, F)."""
+        kind = batch.mobile.long() if not self.lift else batch.mobile.long() + 2 * (batch.tags > 1)
+        s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
+        v = s.new_zeros(len(s), 3, s.shape[1])
+        v[:, 2] = self.normal(s)
+        return s, v, self._condition(sigma, conditions)
+
     def forward(self, batch: Batch, sigma: Tensor, conditions: Tensor, edges: Edges | None = None) -> Tensor:
         """Normalised score of the overlayer atoms, of order one.
 
@@ -159,13 +168,9 @@ class Denoiser(nn.Module):
             (M, 3) for the M overlayer atoms, in the order of the batch.
         """
         edges = self.edges(batch) if edges is None else edges
-        kind = batch.mobile.long() if not self.lift else batch.mobile.long() + 2 * (batch.tags > 1)
-        s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
-        v = s.new_zeros(len(s), 3, s.shape[1])
-        v[:, 2] = self.normal(s)
-        condition = Condition(self._condition(sigma, conditions), batch.batch)
+        s, v, condition = self.inputs(batch, sigma, conditions)
         vectors = edges.vectors(lifted(batch, self.lift))
-        s, v = self.painn(s, v, edges, vectors, condition, read_out=batch.mobile)
+        s, v = self.painn(s, v, edges, vectors, Condition(condition, batch.batch), read_out=batch.mobile)
         rows = batch.mobile.nonzero()[:, 0]
         return self.read_out(s.index_select(0, rows), v.index_select(0, rows))
 
@@ -246,10 +251,15 @@ class ForceField(nn.Module):
             s, v = self._atoms(batch, edges, read_out=batch.mobile)
             return self.force(s.index_select(0, rows), v.index_select(0, rows)) * self.scale - gradient[rows]
 
+    def scalars(self, batch: Batch) -> Tensor:
+        """What enters the PaiNN (N, F)."""
+        deeper = (batch.tags > 1).long() if self.lift else 0
+        embedded: Tensor = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
+        return embedded
+
     def _atoms(self, batch: Batch, edges: Edges, read_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, F) after the network; direct forces need no gradient in the positions."""
-        deeper = (batch.tags > 1).long() if self.lift else 0
-        s = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
+        s = self.scalars(batch)
         vectors = edges.vectors(lifted(batch, self.lift))
         found: tuple[Tensor, Tensor] = self.painn(
             s, None, edges, vectors.detach() if self.direct else vectors, read_out=read_out
@@ -265,7 +275,7 @@ class ForceField(nn.Module):
         pairs = Edges(edges.receiver[near], edges.sender[near], edges.shift[near])
         contact = radii.index_select(0, pairs.receiver) + radii.index_select(0, pairs.sender)
         distance = torch.sqrt((pairs.vectors(batch) ** 2).sum(dim=-1) + 1e-12)
-        half = 0.5 * _CORE_STRENGTH * (1.0 - distance / contact).clamp(min=0.0) ** 2
+        half = 0.5 * CORE_STRENGTH * (1.0 - distance / contact).clamp(min=0.0) ** 2
         total = torch.zeros_like(radii).index_add(0, pairs.receiver, half)
         return total.index_add(0, pairs.sender, half) if edges.paired else total
 

@@ -1,21 +1,28 @@
 """Neighbour lists of a batch: pairs within a cutoff, every periodic image in the plane counted.
 
 An edge is ``(receiver i, sender j, shift)``; cells smaller than the cutoff give several edges for a pair of atoms, and
-edges from an atom to its own images. On the CPU vesin finds them, on another device a search in PyTorch
-(:mod:`adlayer.network.pairs`), which gives the same edges in another order.
+edges from an atom to its own images. Three searches give the same edges in different orders: on the CPU for structures
+of up to some hundred atoms the kernel ``neighbours.c``, which compares each with each, otherwise vesin, and on another
+device a search in PyTorch (:mod:`adlayer.network.pairs`).
 """
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from vesin import NeighborList
 
+from adlayer.compiled import call, library
 from adlayer.network.graph import Batch
 from adlayer.network.pairs import close_pairs
+
+_SOURCE = Path(__file__).with_name("neighbours.c").read_text()
+_FEW_ATOMS = 300  # of a structure: each is compared with each
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,44 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
         Whether pairs of substrate atoms are wanted. The denoiser's substrate is rigid: they tell it nothing.
     """
     if batch.positions.device.type == "cpu":
-        i, j, shift = _listed(batch, cutoff, among_substrate)
+        kernels = library("neighbours", _SOURCE, torch.float64)
+        if kernels is not None and len(batch.positions) <= _FEW_ATOMS * batch.n_structures:
+            i, j, shift = _each_with_each(kernels, batch, cutoff, among_substrate)
+        else:
+            i, j, shift = _listed(batch, cutoff, among_substrate)
     else:
         i, j, shift = close_pairs(batch, cutoff, among_substrate=among_substrate)
     return Edges(
         torch.cat([i, j]), torch.cat([j, i]), torch.cat([shift, -shift]).to(batch.positions.dtype), paired=True
     )
+
+
+class _Search(ctypes.Structure):
+    _fields_ = (
+        ("structures", ctypes.c_int64),
+        ("room", ctypes.c_int64),
+        ("cutoff", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("start", "x", "cell", "mobile")),
+    )
+
+
+def _each_with_each(
+    kernels: ctypes.CDLL, batch: Batch, cutoff: float, among_substrate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (P,) and shifts (P, 2) from ``neighbours.c``."""
+    start = torch.searchsorted(batch.batch, torch.arange(batch.n_structures + 1))
+    x, cell = batch.positions.detach().double().contiguous(), batch.cell.double().contiguous()
+    mobile = None if among_substrate else batch.mobile
+    room = 32 * len(x)
+    kernels.search.restype = ctypes.c_int64
+    while True:
+        first, second, shift = (torch.empty(room * k, dtype=torch.long) for k in (1, 1, 2))
+        fields = (None if z is None else z.data_ptr() for z in (start, x, cell, mobile))
+        search = _Search(batch.n_structures, room, cutoff, *fields)
+        found = call(kernels.search, search, first, second, shift)
+        if found <= room:
+            return first[:found], second[:found], shift.view(-1, 2)[:found]
+        room = found
 
 
 def _listed(batch: Batch, cutoff: float, among_substrate: bool) -> tuple[Tensor, Tensor, Tensor]:

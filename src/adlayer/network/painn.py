@@ -164,7 +164,7 @@ class Interaction(nn.Module):
 class Mixing(nn.Module):
     """The update of PaiNN, Eqs. 9 and 10."""
 
-    def __init__(self, features: int, n_condition: int, epsilon: float = 1e-8) -> None:
+    def __init__(self, features: int, n_condition: int, epsilon: float) -> None:
         super().__init__()
         self.channels = nn.Linear(features, 2 * features, bias=False)
         self.context = nn.Sequential(nn.Linear(2 * features, features), nn.SiLU(), nn.Linear(features, 3 * features))
@@ -192,12 +192,18 @@ class PaiNN(nn.Module):
         Length of the condition vector of each atom; 0 for none.
     """
 
+    epsilon = 1e-8  # keeps the length of a vector away from 0
+
     def __init__(self, features: int, interactions: int, n_radial: int, cutoff: float, n_condition: int = 0) -> None:
         super().__init__()
-        self.cutoff = cutoff
+        self.features, self.cutoff = features, cutoff
         self.radial = RadialBasis(n_radial, cutoff)
         self.interactions = nn.ModuleList(Interaction(features, n_radial, n_condition) for _ in range(interactions))
-        self.mixings = nn.ModuleList(Mixing(features, n_condition) for _ in range(interactions))
+        self.mixings = nn.ModuleList(Mixing(features, n_condition, self.epsilon) for _ in range(interactions))
+
+    def layers(self) -> list[tuple[Interaction, Mixing]]:
+        """Each interaction with its mixing."""
+        return list(zip(self.interactions, self.mixings, strict=True))  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -223,7 +229,7 @@ class PaiNN(nn.Module):
         """
         geometry = self._geometry(edges, vectors, len(s))
         kept = None if v is None else v.transpose(0, 1).contiguous()  # (3, N, F)
-        layers = list(zip(self.interactions, self.mixings, strict=True))
+        layers = self.layers()
         for interaction, mixing in layers if read_out is None else layers[:-1]:
             ds, dv = interaction(s, kept, condition, geometry)
             s, kept = mixing(s + ds, dv if kept is None else kept + dv, condition)

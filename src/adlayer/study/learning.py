@@ -25,7 +25,6 @@ from adlayer.structures.store import (
 )
 
 Progress = Callable[[int, int], None]
-BLOCK = 4  # structures generated together, by one worker
 
 
 def sampling_settings(preset: str = "default", **changes: Any) -> Any:
@@ -174,7 +173,7 @@ def generate_into(
     tasks = [task_fingerprint(substrate, fingerprint, formula, asdict(sampling), seed, k) for k in range(n)]
     present = {row.get("task") for row in database.select("stage=generated", include_data=False)}
     n_atoms = len(substrate) + sum(parse_formula(formula).values())
-    film, size = trajectory is not None, BLOCK if device == "cpu" else block_size(model.device, n_atoms)
+    film, size = trajectory is not None, block_size(model.device, n_atoms)
     blocks = [
         _Block(model_path, substrate, formula, first, min(first + size, n), seed, sampling, film, device)
         for first in range(0, n, size)

@@ -10,6 +10,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from adlayer.errors import UserError
 from adlayer.network.graph import to_batch
+from adlayer.network.inference import fast_force_field
 from adlayer.training.checkpoint import load_model
 
 
@@ -21,6 +22,7 @@ class LearnedCalculator(Calculator):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.model = load_model(path)
+        self._force_field = fast_force_field(self.model.force_field)
 
     def calculate(
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes: Any = all_changes
@@ -38,6 +40,6 @@ class LearnedCalculator(Calculator):
         work = self.atoms.copy()
         work.info = {"confinement": [0.0, 1.0]}  # the force field knows no walls
         batch = to_batch([work])
-        interaction, forces = self.model.force_field(batch)
+        interaction, forces = self._force_field(batch)
         energy = self.model.force_field.total_energy(batch, interaction)
         self.results = {"energy": float(energy[0]), "forces": forces.double().numpy()}
