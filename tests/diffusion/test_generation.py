@@ -247,7 +247,7 @@ def test_of_several_starts_the_lowest_is_kept(make: Make, model: Model, substrat
     """The first start is that of a single one; its film goes with the structure that is kept."""
     rigid = substrate.copy()
     rigid.set_constraint(FixAtoms(range(len(rigid))))
-    settings = replace(QUICK, relax_steps=5, symmetry=0.5)
+    settings = replace(QUICK, relax_steps=20, symmetry=0.5)
     films: list[list[list[np.ndarray]]] = [[], []]
     one, three = (
         make(n=6, substrate=rigid, settings=replace(settings, starts=k), trajectory=film).structures
@@ -262,6 +262,45 @@ def test_of_several_starts_the_lowest_is_kept(make: Make, model: Model, substrat
     assert (best < first).any()
     with pytest.raises(UserError, match="starts is 0"):
         make(settings=replace(settings, starts=0))
+
+
+def test_of_several_chains_the_lowest_is_kept(make: Make, substrate: Atoms) -> None:
+    """The first chain is that of a single one; each has its rounds, and so has the lowest in the end."""
+    rigid = substrate.copy()
+    rigid.set_constraint(FixAtoms(range(len(rigid))))
+    settings = replace(QUICK, relax_steps=20, refine_steps=3)
+    one, three = (make(n=6, substrate=rigid, settings=replace(settings, chains=k)) for k in (1, 3))
+    first, best = (np.array([a.get_potential_energy() for a in made.structures]) for made in (one, three))
+    assert (best <= first + 1e-4).all()
+    assert (best < first - 1e-4).any()
+    rounds = {
+        (chains, refine): make(settings=replace(settings, chains=chains, refine=refine)).n_network_calls
+        for chains, refine in ((1, 0), (1, 2), (3, 2))
+    }
+    a_round = 3 * 3  # steps, structures
+    assert rounds[1, 2] - rounds[1, 0] == (2 + 2) * a_round
+    assert rounds[3, 2] - 3 * rounds[1, 0] == (3 * 2 + 2) * a_round
+    _refused(make, "chains is 0: ask for at least 1", settings=replace(settings, chains=0))
+
+
+def test_atoms_in_each_others_core_have_no_energy(
+    model: Model, substrate: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However low a learned energy is there: of two structures one is pulled together, the other stays."""
+    apart = substrate + Atoms("Ag2O", substrate.positions[[0, 2, 3]] + [0.0, 0.0, 9.0], tags=0)
+    apart.info = dict(substrate.info)
+
+    def hole(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        pulled = batch.mobile & (batch.batch == 0)
+        away = (batch.positions - batch.positions[pulled].mean(0)) * pulled[:, None]
+        energies = batch.positions.new_tensor([-1e6, -1.0])[: batch.n_structures]
+        return energies.index_add(0, batch.batch, away.square().sum(-1)), -2.0 * away
+
+    monkeypatch.setattr(block, "fast_force_field", lambda module: hole)
+    under_way = block.Block(model, [apart, apart], replace(QUICK, relax_steps=60))
+    start = under_way.batch.positions[under_way.mobile]
+    _, energies = under_way.settle(start)
+    assert energies.tolist() == [float("inf"), -1.0]
 
 
 def test_refinement_never_ends_higher(make: Make, model: Model, substrate: Atoms) -> None:

@@ -93,8 +93,9 @@ class Block:
         """Relax in the learned force field, all atoms that ``FixAtoms`` leaves free.
 
         Returns the overlayer (M, 3), to be put back on the bare substrate as in the training data and clipped at the
-        walls, and the relaxed energies (B,) in eV. A structure that breaks stays as it was, its energy infinite. What
-        will hardly come below its ``target`` (B,), eV, is given up on the way.
+        walls, and the relaxed energies (B,) in eV. Where atoms end deep in each other's core the energy is infinite,
+        for the learned one has holes there. A structure that breaks stays as it was, its energy infinite. What will
+        hardly come below its ``target`` (B,), eV, is given up on the way.
         """
         whole = self.at(positions)
         moved, final = self._relax(whole, self.settings.relax_steps, target)
@@ -103,7 +104,8 @@ class Block:
         relaxed = torch.cat([relaxed[:, :2], z[:, None]], dim=1)
         unsound = (~torch.isfinite(relaxed).all(dim=1)).float()
         broken = unsound.new_zeros(whole.n_structures).index_add(0, self.domain.batch, unsound) > 0  # (B,)
-        energies = torch.where(broken, torch.full_like(final, torch.inf), final)
+        lost = broken | self.model.force_field.crowded(whole.with_positions(moved))
+        energies = torch.where(lost, torch.full_like(final, torch.inf), final)
         return torch.where(self.domain.per_atom(broken)[:, None], positions, relaxed), energies
 
     def _relax(self, whole: Batch, steps: int, target: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adlayer.diffusion.block import Block
 from adlayer.diffusion.guidance import ForceGuidance
-from adlayer.diffusion.kernels import uniform
+from adlayer.diffusion.kernels import Domain, uniform
 from adlayer.diffusion.sampling import Sampling, solver_of
 from adlayer.diffusion.schedule import sigma_grid
 from adlayer.diffusion.solvers import Langevin, sample
@@ -57,14 +57,14 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     Raises
     ------
     UserError
-        For unknown elements, a broken substrate, no samples, an unknown solver, no steps or starts, a share of
+        For unknown elements, a broken substrate, no samples, an unknown solver, no steps, chains or starts, a share of
         symmetric samples that is none, or a window that excludes what the model has learned.
     """
     check_substrate(substrate)
     solver_of(settings)
     if not 0.0 <= settings.symmetry <= 1.0:
         raise UserError(f"symmetry is {settings.symmetry:g}: give a share of the structures between 0 and 1")
-    for what in ("steps", "starts"):
+    for what in ("steps", "chains", "starts"):
         if getattr(settings, what) < 1:
             raise UserError(f"{what} is {getattr(settings, what)}: ask for at least 1")
     if n < 1:
@@ -88,12 +88,28 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     return write_formula(counts)
 
 
-class _Chains:
-    """The structures of a block on their way: of each the lowest in learned energy that was found so far.
+@dataclass
+class _Found:
+    """Of each structure of a block the lowest in learned energy that was found so far."""
 
-    ``positions`` (M, 3) Å and ``energies`` (B,) eV; of each structure its symmetry (``orbits``) and, where they are
-    ``filmed``, the overlayer after each step of its sampling (``films``, (K, m, 3) Å). Without a relaxation nothing is
-    known of energies, and there is nothing to do but the first start.
+    positions: Tensor  # (M, 3) Å
+    energies: Tensor  # (B,) eV
+    orbits: list[Orbits]  # its symmetry
+    films: list[np.ndarray]  # the overlayer after each step of its sampling, (K, m, 3) Å, where they are filmed
+
+    def take(self, other: _Found, domain: Domain) -> None:
+        """Take over what is lower in another."""
+        lower = other.energies < self.energies  # (B,); false for NaN
+        self.positions = torch.where(domain.per_atom(lower)[:, None], other.positions, self.positions)
+        self.energies = torch.where(lower, other.energies, self.energies)
+        for k in lower.cpu().nonzero()[:, 0].tolist():
+            self.orbits[k], self.films[k] = other.orbits[k], other.films[k]
+
+
+class _Search:
+    """The search for the structures of a block, see :class:`Sampling`.
+
+    Without a relaxation nothing is known of energies, and there is nothing to do but one start.
     """
 
     def __init__(
@@ -113,9 +129,26 @@ class _Chains:
             guidance=guidance,
             corrector=Langevin(self.settings.corrector) if self.settings.corrector else None,
         )
-        self.positions, self.orbits, self.films = self._sample()
-        if self.settings.relax_steps:
-            self.positions, self.energies = block.settle(self.positions)
+
+    def run(self) -> _Found:
+        """The lowest of the chains, refined free of symmetry."""
+        if not self.settings.relax_steps:
+            return self._sampled()
+        found = self._chain()
+        for _ in range(1, self.settings.chains):
+            found.take(self._chain(), self.block.domain)
+        for _ in range(self.settings.refine):
+            self._refine(found, no_symmetry(len(found.positions)))
+        return found
+
+    def _chain(self) -> _Found:
+        """The lowest of several starts, refined with the symmetry that it was drawn with."""
+        found = self._relaxed(self._sampled(), None)
+        for _ in range(1, self.settings.starts):
+            found.take(self._relaxed(self._sampled(), found.energies), self.block.domain)
+        for _ in range(self.settings.refine):
+            self._refine(found, joined(found.orbits))
+        return found
 
     def _draw(self, kind: str, *shape: int) -> np.ndarray:
         return np.concatenate([getattr(stream, kind)(size=shape) for stream in self.streams])
@@ -127,46 +160,36 @@ class _Chains:
         symmetric = bool(self.groups) and stream.random() < self.settings.symmetry
         return draw_orbits(self.counts, self.groups if symmetric else {}, stream)
 
-    def _sample(self) -> tuple[Tensor, list[Orbits], list[np.ndarray]]:
-        """Every structure from noise, each with a symmetry of its own; that symmetry, and the film."""
+    def _sampled(self) -> _Found:
+        """Every structure from noise, each with a symmetry of its own; of unknown energy."""
         block = self.block
         drawn = [self._draw_orbits(stream) for stream in self.streams]
         orbits = joined(drawn)
         anywhere = uniform(block.domain, block.from_host(self._draw("random", sum(self.counts), 3)))
         frames: list[np.ndarray] = []
-        trial = self._denoise(
+        positions = self._denoise(
             block.from_host(orbits.place(anywhere.double().cpu().numpy())),
             block.grid(),
             normal=lambda: self._normal(orbits),
             callback=(lambda _, x: frames.append(x.double().cpu().numpy().copy())) if self.filmed else None,
         )
         film = np.array(frames).reshape(len(frames), len(drawn), sum(self.counts), 3)
-        return trial, drawn, list(film.transpose(1, 0, 2, 3))
+        unknown = positions.new_full((len(drawn),), torch.inf)
+        return _Found(positions, unknown, drawn, list(film.transpose(1, 0, 2, 3)))
 
-    def restart(self) -> None:
-        """Sample every structure anew."""
-        trial, drawn, films = self._sample()
-        for k, lower in enumerate(self._offer(trial)):
-            if lower:
-                self.orbits[k], self.films[k] = drawn[k], films[k]
+    def _relaxed(self, trial: _Found, target: Tensor | None) -> _Found:
+        """A trial in its minimum, or on the way to one that will hardly be below the target (B,), eV."""
+        positions, energies = self.block.settle(trial.positions, target)
+        return replace(trial, positions=positions, energies=energies)
 
-    def refine(self, *, symmetric: bool) -> None:
-        """Noise every structure and denoise it, with the symmetry that it was drawn with, or free of it."""
-        orbits = joined(self.orbits) if symmetric else no_symmetry(len(self.positions))
+    def _refine(self, found: _Found, orbits: Orbits) -> None:
+        """Noise every structure and denoise it with the given symmetry, relax, and take what is lower."""
         low, high = _REFINE_LEVELS
         level = low * (high / low) ** self.block.from_host(self._draw("random", 1))  # (B,)
-        noisy = self.block.kernel.perturb(self.positions, level, self._normal(orbits), self.block.domain)
+        noisy = self.block.kernel.perturb(found.positions, level, self._normal(orbits), self.block.domain)
         levels = sigma_grid(self.settings.refine_steps, self.block.least_sigma, level, self.settings.rho)
-        self._offer(self._denoise(noisy, levels, normal=lambda: self._normal(orbits)))
-
-    def _offer(self, trial: Tensor) -> list[bool]:
-        """Relax a trial of every structure, and take it where it is lower; says where."""
-        settled, energies = self.block.settle(trial, self.energies)
-        lower = energies < self.energies  # (B,); false for NaN
-        self.positions = torch.where(self.block.domain.per_atom(lower)[:, None], settled, self.positions)
-        self.energies = torch.where(lower, energies, self.energies)
-        taken: list[bool] = lower.cpu().tolist()
-        return taken
+        trial = replace(found, positions=self._denoise(noisy, levels, normal=lambda: self._normal(orbits)))
+        found.take(self._relaxed(trial, found.energies), self.block.domain)
 
 
 def _run_block(
@@ -185,15 +208,10 @@ def _run_block(
     start.info = dict(substrate.info)
     block = Block(model, [start] * len(numbers), settings)
     streams = [sample_seed(seed, formula, k) for k in numbers]
-    chains = _Chains(block, substrate, list(counts.values()), streams, filmed=trajectory is not None)
-    if settings.relax_steps:
-        for _ in range(1, settings.starts):
-            chains.restart()
-        for number in range(settings.refine):
-            chains.refine(symmetric=2 * number < settings.refine)
+    found = _Search(block, substrate, list(counts.values()), streams, filmed=trajectory is not None).run()
     if trajectory is not None:
-        trajectory.extend(list(film) for film in chains.films)
-    return _structures(block, start, chains.positions, len(substrate)), block.network_calls, block.force_calls
+        trajectory.extend(list(film) for film in found.films)
+    return _structures(block, start, found.positions, len(substrate)), block.network_calls, block.force_calls
 
 
 def _structures(block: Block, start: Atoms, positions: Tensor, n_substrate: int) -> list[Atoms]:

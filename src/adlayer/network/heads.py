@@ -32,6 +32,7 @@ from adlayer.network.painn import Condition, PaiNN
 
 CORE_STRENGTH = 60.0  # eV
 _CORE_RADIUS = 0.7  # sums of covalent radii
+_DEEP = 0.5  # eV of core repulsion for an atom, which one pair has at 0.87 of the core's radius
 _WALL_REACH = 6.0  # Å
 _WALL_FEATURES = 8
 
@@ -278,6 +279,12 @@ class ForceField(nn.Module):
         half = 0.5 * CORE_STRENGTH * (1.0 - distance / contact).clamp(min=0.0) ** 2
         total = torch.zeros_like(radii).index_add(0, pairs.receiver, half)
         return total.index_add(0, pairs.sender, half) if edges.paired else total
+
+    def crowded(self, batch: Batch) -> Tensor:
+        """(B,) bool: where an atom is deep in another's core, so that the learned energy means nothing."""
+        core = self._core(batch, neighbours(batch, 2.0 * float(self.radii.index_select(0, batch.numbers).max())))
+        deep = (core > _DEEP).to(core.dtype)
+        return core.new_zeros(batch.n_structures).index_add(0, batch.batch, deep) > 0
 
     def total_energy(self, batch: Batch, interaction: Tensor) -> Tensor:
         """Total energies (B,) in double precision: interaction plus composition baseline."""
