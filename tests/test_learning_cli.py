@@ -48,8 +48,6 @@ def test_generate_is_reproducible_masked_and_confined(adlayer: Run, substrate: P
             3,
             "--steps",
             5,
-            "--chains",
-            2,
             "--starts",
             2,
             "--refine",
@@ -63,7 +61,7 @@ def test_generate_is_reproducible_masked_and_confined(adlayer: Run, substrate: P
         assert status == 0
         result = json.loads(out.strip().splitlines()[-1])
         assert {"n", "n_network_calls", "cpu_s", "version", "seed", "wall_s", "n_force_calls", "outputs"} <= set(result)
-        assert result["n_network_calls"] == 3 * (2 * (2 * 5 + 12) + 12)
+        assert result["n_network_calls"] == 3 * (2 * 5 + 12)
         texts.append([(a.positions, a.numbers) for a in ase.io.iread(file)])
         for atoms in ase.io.iread(file):
             low, high = atoms.info["confinement"]

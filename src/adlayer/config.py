@@ -55,18 +55,15 @@ class GenerateTable(_Table):
     n: int = Field(default=24, ge=1, description="number of structures")
     preset: str = Field(default="default", description="default, fast or paper")
     steps: int | None = Field(default=None, ge=1, description="steps of the solver")
-    chains: int | None = Field(
+    starts: int | None = Field(
         default=None,
         ge=1,
-        description="searches of which each structure is the lowest in learned energy; default: the preset's",
-    )
-    starts: int | None = Field(
-        default=None, ge=1, description="samples of which the lowest begins a chain; default: the preset's"
+        description="samples of which each structure is the lowest in learned energy; default: the preset's",
     )
     refine: int | None = Field(
         default=None,
         ge=0,
-        description="rounds of noising, denoising and relaxing in a chain, the lower one kept; default: the preset's",
+        description="rounds of noising, denoising and relaxing, the lower one kept; default: the preset's",
     )
     symmetry: float | None = Field(
         default=None,

@@ -264,25 +264,6 @@ def test_of_several_starts_the_lowest_is_kept(make: Make, model: Model, substrat
         make(settings=replace(settings, starts=0))
 
 
-def test_of_several_chains_the_lowest_is_kept(make: Make, substrate: Atoms) -> None:
-    """The first chain is that of a single one; each has its rounds, and so has the lowest in the end."""
-    rigid = substrate.copy()
-    rigid.set_constraint(FixAtoms(range(len(rigid))))
-    settings = replace(QUICK, relax_steps=20, refine_steps=3)
-    one, three = (make(n=6, substrate=rigid, settings=replace(settings, chains=k)) for k in (1, 3))
-    first, best = (np.array([a.get_potential_energy() for a in made.structures]) for made in (one, three))
-    assert (best <= first + 1e-4).all()
-    assert (best < first - 1e-4).any()
-    rounds = {
-        (chains, refine): make(settings=replace(settings, chains=chains, refine=refine)).n_network_calls
-        for chains, refine in ((1, 0), (1, 2), (3, 2))
-    }
-    a_round = 3 * 3  # steps, structures
-    assert rounds[1, 2] - rounds[1, 0] == (2 + 2) * a_round
-    assert rounds[3, 2] - 3 * rounds[1, 0] == (3 * 2 + 2) * a_round
-    _refused(make, "chains is 0: ask for at least 1", settings=replace(settings, chains=0))
-
-
 def test_atoms_in_each_others_core_have_no_energy(
     model: Model, substrate: Atoms, monkeypatch: pytest.MonkeyPatch
 ) -> None:

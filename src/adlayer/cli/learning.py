@@ -78,12 +78,11 @@ def generate(
     relax_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of the final relaxation in the learned force field.")
     ] = None,
-    chains: Annotated[
-        int | None, typer.Option(min=1, help="Searches of which each structure is the lowest in learned energy.")
+    starts: Annotated[
+        int | None, typer.Option(min=1, help="Samples of which each structure is the lowest in learned energy.")
     ] = None,
-    starts: Annotated[int | None, typer.Option(min=1, help="Samples of which the lowest begins a chain.")] = None,
     refine: Annotated[
-        int | None, typer.Option(min=0, help="Rounds of a chain: noise, denoise, relax, keep what is lower.")
+        int | None, typer.Option(min=0, help="Rounds of noising, denoising and relaxing that keep what is lower.")
     ] = None,
     symmetry: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the structures drawn with a symmetry of the substrate.")
@@ -114,7 +113,6 @@ def generate(
                 energy=energy,
                 weight=weight,
                 relax_steps=relax_steps,
-                chains=chains,
                 starts=starts,
                 refine=refine,
                 symmetry=symmetry,

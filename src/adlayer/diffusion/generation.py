@@ -57,14 +57,14 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     Raises
     ------
     UserError
-        For unknown elements, a broken substrate, no samples, an unknown solver, no steps, chains or starts, a share of
+        For unknown elements, a broken substrate, no samples, an unknown solver, no steps or starts, a share of
         symmetric samples that is none, or a window that excludes what the model has learned.
     """
     check_substrate(substrate)
     solver_of(settings)
     if not 0.0 <= settings.symmetry <= 1.0:
         raise UserError(f"symmetry is {settings.symmetry:g}: give a share of the structures between 0 and 1")
-    for what in ("steps", "chains", "starts"):
+    for what in ("steps", "starts"):
         if getattr(settings, what) < 1:
             raise UserError(f"{what} is {getattr(settings, what)}: ask for at least 1")
     if n < 1:
@@ -131,23 +131,15 @@ class _Search:
         )
 
     def run(self) -> _Found:
-        """The lowest of the chains, refined free of symmetry."""
+        """The lowest of the starts, refined: first with the symmetry that it was drawn with, then free of it."""
         if not self.settings.relax_steps:
             return self._sampled()
-        found = self._chain()
-        for _ in range(1, self.settings.chains):
-            found.take(self._chain(), self.block.domain)
-        for _ in range(self.settings.refine):
-            self._refine(found, no_symmetry(len(found.positions)))
-        return found
-
-    def _chain(self) -> _Found:
-        """The lowest of several starts, refined with the symmetry that it was drawn with."""
         found = self._relaxed(self._sampled(), None)
         for _ in range(1, self.settings.starts):
             found.take(self._relaxed(self._sampled(), found.energies), self.block.domain)
-        for _ in range(self.settings.refine):
-            self._refine(found, joined(found.orbits))
+        for number in range(self.settings.refine):
+            symmetric = 2 * number < self.settings.refine
+            self._refine(found, joined(found.orbits) if symmetric else no_symmetry(len(found.positions)))
         return found
 
     def _draw(self, kind: str, *shape: int) -> np.ndarray:

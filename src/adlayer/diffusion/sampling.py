@@ -22,12 +22,12 @@ class Sampling:
     Å; ``corrector`` Langevin steps follow each step below 0.5 Å. ``relax_steps`` bounds the relaxation in the learned
     force field at the end.
 
-    A structure is the lowest in learned energy of ``chains``, each of which takes the lowest of ``starts`` samples,
-    relaxed, through ``refine`` rounds: a round noises the overlayer to a level drawn between 0.4 and 0.9 Å, denoises it
-    in ``refine_steps`` steps, relaxes, and keeps what is lower. It is basin hopping with moves that the denoiser
-    proposes, and costs no force call of a real calculator. A share ``symmetry`` of the samples is drawn, and refined in
-    its chain, with a symmetry of the substrate (:mod:`adlayer.structures.orbits`); the lowest chain goes through as
-    many rounds again, free of it. Without ``relax_steps`` a structure is one sample as it is.
+    Of ``starts`` samples, each relaxed, a structure is the lowest in learned energy. ``refine`` rounds follow: a round
+    noises the overlayer to a level drawn between 0.4 and 0.9 Å, denoises it in ``refine_steps`` steps, relaxes, and
+    keeps what is lower. It is basin hopping with moves that the denoiser proposes, and costs no force call of a real
+    calculator. A share ``symmetry`` of the starts is drawn, and refined in the first half of the rounds, with a
+    symmetry of the substrate (:mod:`adlayer.structures.orbits`). Without ``relax_steps`` a structure is one sample as
+    it is.
     """
 
     steps: int = 50
@@ -43,7 +43,6 @@ class Sampling:
     guidance_gate: float | None = 0.5
     corrector: int = 0
     relax_steps: int = 100
-    chains: int = 1
     starts: int = 1
     refine: int = 0
     refine_steps: int = 12
@@ -51,8 +50,8 @@ class Sampling:
 
 
 PRESETS = {
-    "default": Sampling(steps=12, chains=2, starts=6, refine=8, symmetry=0.8),
-    "fast": Sampling(steps=12, starts=6, refine=6, symmetry=0.8),
+    "default": Sampling(steps=12, starts=6, refine=32, symmetry=0.8),
+    "fast": Sampling(steps=12, starts=6, refine=10, refine_steps=6, symmetry=0.8),
     "paper": Sampling(
         steps=1000, solver="euler", published_levels=True, energy=None, guidance=1e-4, guidance_gate=None, relax_steps=0
     ),

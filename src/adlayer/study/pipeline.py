@@ -131,8 +131,7 @@ def _generate(study: Study, reporter: Reporter, model: str) -> dict[str, Any]:
             connect(Path(study.directory) / "study.db"), model, _substrate(study, table.cell, table.window),
             formula=table.formula, n=table.n, seed=study.seed, progress=progress,
             sampling=sampling_settings(
-                table.preset, steps=table.steps, chains=table.chains, starts=table.starts, refine=table.refine,
-                symmetry=table.symmetry,
+                table.preset, steps=table.steps, starts=table.starts, refine=table.refine, symmetry=table.symmetry
             ),
         )  # fmt: skip
 
