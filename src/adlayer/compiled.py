@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,24 @@ def library(name: str, source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
-def call(function: Any, *arguments: Tensor | ctypes.Structure | int | None) -> Any:
-    """Call a kernel: tensors, contiguous, by their addresses, structures by reference, ``None`` as NULL."""
+Argument = Tensor | Sequence[Tensor] | ctypes.Structure | int | None
+
+
+def call(function: Any, *arguments: Argument) -> Any:
+    """Call a kernel.
+
+    Tensors, which must be contiguous, go by their addresses, several together as an array of them, structures by
+    reference, ``None`` as NULL.
+    """
     return function(*(_argument(x) for x in arguments))
 
 
-def _argument(x: Tensor | ctypes.Structure | int | None) -> Any:
+def _argument(x: Argument) -> Any:
     if isinstance(x, Tensor):
         assert x.is_contiguous()
         return ctypes.c_void_p(x.data_ptr())
+    if isinstance(x, Sequence):
+        return (ctypes.c_void_p * len(x))(*(_argument(tensor) for tensor in x))
     if isinstance(x, ctypes.Structure):
         return ctypes.byref(x)
     return ctypes.c_void_p(None) if x is None else ctypes.c_int64(x)

@@ -120,17 +120,11 @@ class _Ends(ctypes.Structure):
 
 
 def _run(kernel: str, shape: Convolution, pairs: Pairs, arguments: tuple[Any, ...], results: tuple[Any, ...]) -> None:
-    """Call a kernel. Several tensors together go as an array of their addresses."""
+    """Call a kernel."""
     first, second = pairs.first.contiguous(), pairs.second.contiguous()
     ends = _Ends(len(first), pairs.n_atoms, first.data_ptr(), second.data_ptr())
-
-    def address(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return ctypes.c_void_p(x.data_ptr())
-        return (ctypes.c_void_p * len(x))(*(z.data_ptr() for z in x))
-
     library = shape.library(arguments[-1].dtype)  # that of w
-    getattr(library, kernel)(ctypes.byref(ends), *map(address, (*arguments, *results)))
+    compiled.call(getattr(library, kernel), ends, *arguments, *results)
 
 
 _HEAD = """\

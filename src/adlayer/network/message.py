@@ -58,8 +58,7 @@ def _run(kernel: str, ends: Ends, arguments: tuple[Tensor, ...], *shapes: tuple[
         pairs, len(receiver) // max(pairs, 1), ends.n_senders, ends.n_receivers, columns // 3,
         receiver.data_ptr(), sender.data_ptr(),
     )  # fmt: skip
-    function = getattr(library(arguments[-1].dtype), kernel)
-    function(ctypes.byref(edges), *(ctypes.c_void_p(x.data_ptr()) for x in (*arguments, *results)))
+    compiled.call(getattr(library(arguments[-1].dtype), kernel), edges, *arguments, *results)
     return results
 
 
