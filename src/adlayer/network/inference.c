@@ -1,9 +1,9 @@
 /* A PaiNN with fixed weights: the loops over pairs and features between its matrix products, and their gradients.
  *
  * F features. Arrays are contiguous: scalars s (atoms, F), vectors v (atoms, 3, F), contexts c (atoms, 3, F), mixed
- * vectors m (atoms, 3, 2, F), the two images of each vector. Pair p joins the atoms i and j = i's neighbour at distance
- * d along the unit vector u; each is one edge j -> i and one i -> j, for which u has the other sign. Filters W(d) (3, F)
- * are cubic between knots: the table holds value and derivative times spacing of each, (knots, 2, 3, F).
+ * vectors m (atoms, 3, 2, F), which are two images of each vector. A pair is an atom i and its neighbour j at distance d
+ * along the unit vector u: one edge j -> i, and one i -> j for which u has the other sign. Filters W(d) (3, F) are cubic
+ * between knots: the table holds value and derivative times spacing at each, (knots, 2, 3, F).
  */
 
 #include <math.h>
@@ -37,7 +37,7 @@ void geometry(int64_t pairs, const int64_t *first, const int64_t *second, const 
     }
 }
 
-/* Core repulsion A (1 - d/c)^2 of pairs closer than the sum c of their radii: half to each atom's energy, and forces. */
+/* Core repulsion A (1 - d/c)^2 of pairs closer than the sum c of their radii: half to each atom's energy; forces. */
 void repulsion(const Pairs *pairs, const REAL *radius, const REAL *strength, REAL *energy, REAL *force)
 {
     for (int64_t p = 0; p < pairs->pairs; ++p) {
@@ -70,31 +70,27 @@ void forces(const Pairs *pairs, const REAL *dd, const REAL *du, REAL *force)
     }
 }
 
-/* The knot below distance d, and how far beyond it, in spacings. */
-static inline const REAL *knot(const Pairs *pairs, const REAL *table, REAL d, REAL *beyond)
+/* Where a distance lies in a table: the row of the knot below, and what the values (b) and slopes (s) of this knot and
+ * the next count there, in the cubic between them and in its derivative (e, r).
+ */
+typedef struct {
+    const REAL *row;
+    REAL b0, s0, b1, s1, e, r0, r1;
+} Place;
+
+static inline Place placed(const Pairs *pairs, const REAL *table, REAL distance)
 {
-    const double place = (double)d / pairs->cutoff * (double)(pairs->knots - 1);
-    const int64_t k = (int64_t)place;
-    *beyond = (REAL)(place - (double)k);
-    return table + 6 * F * k;
+    const double place = (double)distance / pairs->cutoff * (double)(pairs->knots - 1);
+    const int64_t knot = (int64_t)place;
+    const REAL t = (REAL)(place - (double)knot), b1 = t * t * (3 - 2 * t);
+    return (Place){.row = table + 6 * F * knot, .b0 = 1 - b1, .s0 = t * (1 - t) * (1 - t), .b1 = b1,
+                   .s1 = t * t * (t - 1), .e = 6 * t * (1 - t), .r0 = (1 - t) * (1 - 3 * t), .r1 = t * (3 * t - 2)};
 }
 
-static inline void filters(const REAL *row, REAL t, REAL *restrict w)
-{
-    const REAL b1 = t * t * (3 - 2 * t), b0 = 1 - b1, s0 = t * (1 - t) * (1 - t), s1 = t * t * (t - 1);
-#pragma omp simd
-    for (int64_t f = 0; f < 3 * F; ++f)
-        w[f] = b0 * row[f] + s0 * row[3 * F + f] + b1 * row[6 * F + f] + s1 * row[9 * F + f];
-}
-
-/* dW/dt. */
-static inline void slopes(const REAL *row, REAL t, REAL *restrict w)
-{
-    const REAL b1 = 6 * t * (1 - t), s0 = (1 - t) * (1 - 3 * t), s1 = t * (3 * t - 2);
-#pragma omp simd
-    for (int64_t f = 0; f < 3 * F; ++f)
-        w[f] = b1 * (row[6 * F + f] - row[f]) + s0 * row[3 * F + f] + s1 * row[9 * F + f];
-}
+#define KNOT(n) at.row[(n) * F + f]
+/* Part n of a filter for feature f, and its derivative in t, the distance over the spacing of the knots. */
+#define FILTER(n) (at.b0 * KNOT(n) + at.s0 * KNOT(n + 3) + at.b1 * KNOT(n + 6) + at.s1 * KNOT(n + 9))
+#define SLOPE(n) (at.e * (KNOT(n + 6) - KNOT(n)) + at.r0 * KNOT(n + 3) + at.r1 * KNOT(n + 9))
 
 static inline void send(const REAL *restrict c, const REAL *restrict v, const REAL *restrict w, REAL ux, REAL uy,
                         REAL uz, REAL *restrict s, REAL *restrict t, int moved)
@@ -125,9 +121,12 @@ void message(const Pairs *pairs, const REAL *table, const REAL *c, const REAL *v
         const REAL d = pairs->distance[p], *u = pairs->unit + 3 * p;
         if (!(d < pairs->cutoff) || !(there || back))
             continue;
-        REAL beyond;
-        const REAL *row = knot(pairs, table, d, &beyond);
-        filters(row, beyond, w);
+        const Place at = placed(pairs, table, d);
+        EACH {
+            w[f] = FILTER(0);
+            w[F + f] = FILTER(1);
+            w[2 * F + f] = FILTER(2);
+        }
         if (there)
             send(c + 3 * F * j, v + 3 * F * j, w, u[0], u[1], u[2], s + F * i, t + 3 * F * i, v != 0);
         if (back)
@@ -141,62 +140,55 @@ void message(const Pairs *pairs, const REAL *table, const REAL *c, const REAL *v
 void message_gradient(const Pairs *pairs, const REAL *table, const REAL *c, const REAL *v, const REAL *g, const REAL *h,
                       REAL *dc, REAL *dv, REAL *dd, REAL *du)
 {
-    REAL scratch[12 * F];
+    REAL own[6 * F];
     for (int64_t p = 0; p < pairs->pairs; ++p) {
         const int64_t i = pairs->first[p], j = pairs->second[p];
-        const REAL d = pairs->distance[p], ux = pairs->unit[3 * p], uy = pairs->unit[3 * p + 1],
-                   uz = pairs->unit[3 * p + 2];
+        const REAL d = pairs->distance[p], *u = pairs->unit + 3 * p, ux = u[0], uy = u[1], uz = u[2];
         if (!(d < pairs->cutoff))
             continue;
-        REAL t, sx = 0, sy = 0, sz = 0, sd = 0;
-        const REAL *restrict row = knot(pairs, table, d, &t);
-        const REAL b1 = t * t * (3 - 2 * t), b0 = 1 - b1, s0 = t * (1 - t) * (1 - t), s1 = t * t * (t - 1);
-        const REAL e1 = 6 * t * (1 - t), r0 = (1 - t) * (1 - 3 * t), r1 = t * (3 * t - 2);
-        const REAL *restrict gi = g + F * i, *restrict gj = g + F * j, *restrict hi = h + 3 * F * i,
-                             *restrict hj = h + 3 * F * j, *restrict ci = c + 3 * F * i, *restrict cj = c + 3 * F * j;
-#define FILTER(n) \
-        const REAL w##n = b0 * row[n * F + f] + s0 * row[(n + 3) * F + f] + b1 * row[(n + 6) * F + f] + s1 * row[(n + 9) * F + f], \
-                   k##n = e1 * (row[(n + 6) * F + f] - row[n * F + f]) + r0 * row[(n + 3) * F + f] + r1 * row[(n + 9) * F + f]
+        const Place at = placed(pairs, table, d);
+        const REAL *gi = g + F * i, *hi = h + 3 * F * i, *ci = c + 3 * F * i;
+        const REAL *gj = g + F * j, *hj = h + 3 * F * j, *cj = c + 3 * F * j;
+        REAL sx = 0, sy = 0, sz = 0, sd = 0;
         if (!v) {
 #pragma omp simd reduction(+ : sx, sy, sz, sd)
             for (int64_t f = 0; f < F; ++f) {
-                FILTER(0);
-                FILTER(2);
-                const REAL bi = ci[2 * F + f], bj = cj[2 * F + f];
-                const REAL x = hi[f] * bj - hj[f] * bi, y = hi[F + f] * bj - hj[F + f] * bi,
-                           z = hi[2 * F + f] * bj - hj[2 * F + f] * bi;
-                sd += (gi[f] * cj[f] + gj[f] * ci[f]) * k0 + (x * ux + y * uy + z * uz) * k2;
-                sx += x * w2, sy += y * w2, sz += z * w2;
+                const REAL bi = ci[2 * F + f], bj = cj[2 * F + f], w = FILTER(2);
+                const REAL x = hi[f] * bj - hj[f] * bi, y = hi[F + f] * bj - hj[F + f] * bi;
+                const REAL z = hi[2 * F + f] * bj - hj[2 * F + f] * bi;
+                sd += (gi[f] * cj[f] + gj[f] * ci[f]) * SLOPE(0) + (x * ux + y * uy + z * uz) * SLOPE(2);
+                sx += x * w, sy += y * w, sz += z * w;
             }
         } else {
-            const REAL *restrict vi = v + 3 * F * i, *restrict vj = v + 3 * F * j;
-            /* An atom and its own image: the second way must add to what the first has written. */
-            REAL *restrict dci = dc + 3 * F * i, *restrict dvi = dv + 3 * F * i;
-            REAL *restrict dcj = i == j ? scratch : dc + 3 * F * j, *restrict dvj = i == j ? scratch + 3 * F : dv + 3 * F * j;
-            if (i == j)
-                memset(scratch, 0, 6 * F * sizeof(REAL));
+            const REAL *vi = v + 3 * F * i, *vj = v + 3 * F * j;
+            REAL *dci = dc + 3 * F * i, *dvi = dv + 3 * F * i, *dcj = dc + 3 * F * j, *dvj = dv + 3 * F * j;
+            if (i == j) { /* an atom and its own image: two results for one place, which a loop at once cannot add */
+                memset(own, 0, sizeof own);
+                dcj = own, dvj = own + 3 * F;
+            }
 #pragma omp simd reduction(+ : sx, sy, sz, sd)
             for (int64_t f = 0; f < F; ++f) {
-                FILTER(0);
-                FILTER(1);
-                FILTER(2);
-                const REAL ai = ci[F + f], bi = ci[2 * F + f], aj = cj[F + f], bj = cj[2 * F + f];
-                const REAL xi = hi[f], yi = hi[F + f], zi = hi[2 * F + f], xj = hj[f], yj = hj[F + f], zj = hj[2 * F + f];
+                const REAL w0 = FILTER(0), w1 = FILTER(1), w2 = FILTER(2);
+                const REAL ai = ci[F + f], bi = ci[2 * F + f], xi = hi[f], yi = hi[F + f], zi = hi[2 * F + f];
+                const REAL aj = cj[F + f], bj = cj[2 * F + f], xj = hj[f], yj = hj[F + f], zj = hj[2 * F + f];
                 const REAL to_i = xi * vj[f] + yi * vj[F + f] + zi * vj[2 * F + f];
                 const REAL to_j = xj * vi[f] + yj * vi[F + f] + zj * vi[2 * F + f];
                 const REAL x = xi * bj - xj * bi, y = yi * bj - yj * bi, z = zi * bj - zj * bi;
-                const REAL pi = aj * w1, pj = ai * w1;
-                dcj[f] += gi[f] * w0, dci[f] += gj[f] * w0;
-                dcj[F + f] += to_i * w1, dci[F + f] += to_j * w1;
-                dcj[2 * F + f] += (xi * ux + yi * uy + zi * uz) * w2, dci[2 * F + f] -= (xj * ux + yj * uy + zj * uz) * w2;
-                dvj[f] += xi * pi, dvj[F + f] += yi * pi, dvj[2 * F + f] += zi * pi;
-                dvi[f] += xj * pj, dvi[F + f] += yj * pj, dvi[2 * F + f] += zj * pj;
-                sd += (gi[f] * cj[f] + gj[f] * ci[f]) * k0 + (to_i * aj + to_j * ai) * k1 + (x * ux + y * uy + z * uz) * k2;
+                dcj[f] += gi[f] * w0;
+                dci[f] += gj[f] * w0;
+                dcj[F + f] += to_i * w1;
+                dci[F + f] += to_j * w1;
+                dcj[2 * F + f] += (xi * ux + yi * uy + zi * uz) * w2;
+                dci[2 * F + f] -= (xj * ux + yj * uy + zj * uz) * w2;
+                dvj[f] += xi * aj * w1, dvj[F + f] += yi * aj * w1, dvj[2 * F + f] += zi * aj * w1;
+                dvi[f] += xj * ai * w1, dvi[F + f] += yj * ai * w1, dvi[2 * F + f] += zj * ai * w1;
+                sd += (gi[f] * cj[f] + gj[f] * ci[f]) * SLOPE(0) + (to_i * aj + to_j * ai) * SLOPE(1) +
+                      (x * ux + y * uy + z * uz) * SLOPE(2);
                 sx += x * w2, sy += y * w2, sz += z * w2;
             }
             if (i == j)
                 for (int64_t f = 0; f < 3 * F; ++f)
-                    dci[f] += scratch[f], dvi[f] += scratch[3 * F + f];
+                    dci[f] += own[f], dvi[f] += own[3 * F + f];
         }
         dd[p] += sd * (REAL)((double)(pairs->knots - 1) / pairs->cutoff);
         du[3 * p] += sx, du[3 * p + 1] += sy, du[3 * p + 2] += sz;
@@ -216,20 +208,16 @@ void joined(int64_t atoms, const REAL *s, const REAL *m, REAL *both, REAL *dot)
     }
 }
 
-/* The update added to s and v; v may be NULL where it is not wanted. */
+/* The update added to s and v. */
 void update(int64_t atoms, const REAL *a, const REAL *m, const REAL *dot, REAL *s, REAL *v)
 {
-    for (int64_t i = 0; i < atoms; ++i, a += 3 * F, m += 6 * F, dot += F, s += F) {
-        EACH s[f] += a[f] + a[2 * F + f] * dot[f];
-        if (v) {
-            EACH {
-                v[f] += a[F + f] * m[F + f];
-                v[F + f] += a[F + f] * m[3 * F + f];
-                v[2 * F + f] += a[F + f] * m[5 * F + f];
-            }
-            v += 3 * F;
+    for (int64_t i = 0; i < atoms; ++i, a += 3 * F, m += 6 * F, dot += F, s += F, v += 3 * F)
+        EACH {
+            s[f] += a[f] + a[2 * F + f] * dot[f];
+            v[f] += a[F + f] * m[F + f];
+            v[F + f] += a[F + f] * m[3 * F + f];
+            v[2 * F + f] += a[F + f] * m[5 * F + f];
         }
-    }
 }
 
 /* Gradient in the update's context da (atoms, 3, F) of gradients g of s and h of v (NULL: none). */

@@ -22,7 +22,7 @@ int64_t search(const Search *task, int64_t *first, int64_t *second, int64_t *shi
     const double limit = task->cutoff * task->cutoff;
     for (int64_t s = 0; s < task->structures; ++s) {
         const double *c = task->cell + 4 * s, ax = c[0], ay = c[1], bx = c[2], by = c[3], det = ax * by - ay * bx;
-        /* Over how many lattice steps the cutoff reaches: its length over the cell's heights, with room for rounding. */
+        /* Over how many lattice steps the cutoff reaches: over the cell's heights, with room for rounding. */
         const double reach_a = task->cutoff * hypot(bx, by) / fabs(det) + 1e-9;
         const double reach_b = task->cutoff * hypot(ax, ay) / fabs(det) + 1e-9;
         for (int64_t i = task->start[s]; i < task->start[s + 1]; ++i)
