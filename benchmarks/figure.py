@@ -53,16 +53,18 @@ def ratios(axes: Axes, results: dict[str, Any]) -> None:
             if name + suffix not in found:
                 continue
             value = found[name + suffix]
+            if f"{name}_default" not in found:  # measured with our default network alone
+                shift, colour = 0.0, GREEN
             axes.barh(row + shift, value, height=0.3, color=colour)
             low, high = work.get(f"ratio{suffix}", {}).get("extremes", (value, value))
             axes.plot([low, high], [row + shift] * 2, color=INK, linewidth=1.2)
-            axes.text(0.0022, row + shift + 0.01, f"{value:.2g}", va="center", fontsize=8, color="white")
+            axes.text(0.00014, row + shift + 0.01, f"{value:.2g}", va="center", fontsize=8, color="white")
         target = work.get("target", TARGETS.get(name))
         axes.plot([target] * 2, [row - 0.4, row + 0.4], color=VERMILION, linewidth=1.8, zorder=3)
     axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
-    axes.set_xlim(0.001, 1.3)
-    axes.set_xticks([0.01, 0.1, 1.0], ["1/100", "1/10", "1"])
+    axes.set_xlim(0.0001, 1.3)
+    axes.set_xticks([0.001, 0.01, 0.1, 1.0], ["1/1000", "1/100", "1/10", "1"])
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names], color=INK)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.7)
