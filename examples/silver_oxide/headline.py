@@ -1,7 +1,7 @@
 """The headline: Ag12O6 in Ag(111) p(4x4), generated, relaxed with SevenNet-0, matched with the Ag6 model.
 
     python examples/silver_oxide/headline.py default -n 208         # the default preset
-    python examples/silver_oxide/headline.py fast -n 208            # a quarter of the refinement
+    python examples/silver_oxide/headline.py fast -n 208            # a third of the rounds
     python examples/silver_oxide/headline.py unsymmetric -n 208     # the same without symmetries
     python examples/silver_oxide/headline.py plain -n 208           # one start, no refinement, too
     python examples/silver_oxide/headline.py paper -n 208           # the published sampler's settings
@@ -40,7 +40,7 @@ HERE, RUNS = Path(__file__).parent, Path("runs/headline")
 SETS: dict[str, dict[str, Any]] = {
     "default": {"preset": "default"},
     "fast": {"preset": "fast"},
-    "unsymmetric": {"preset": "fast", "symmetry": 0.0},
+    "unsymmetric": {"preset": "default", "symmetry": 0.0},
     "plain": {"preset": "fast", "symmetry": 0.0, "starts": 1, "refine": 0},
     "paper": {"preset": "paper"},
 }
