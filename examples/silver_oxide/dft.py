@@ -186,12 +186,14 @@ def relaxation(atoms: Atoms, setting: str, steps: int, path: Path, logs: Path) -
 
 
 def table(path: Path) -> None:
-    """Energies above Ag6 (eV) for each setting and number of layers, on stdout."""
+    """Energies above Ag6 (eV) for each setting and number of layers, of relaxations the lowest, on stdout."""
     results = read(path)["results"]
     columns = sorted({(r["setting"], r["layers"]) for r in results if r["layers"]})
     latest: dict[tuple[str, str, int, bool], dict[str, Any]] = {}
     for r in results:
-        latest[r["name"], r["setting"], r["layers"], "relaxed_steps" in r] = r
+        key = r["name"], r["setting"], r["layers"], "relaxed_steps" in r
+        if not key[-1] or key not in latest or r["energy_eV"] < latest[key]["energy_eV"]:  # a step may go too far
+            latest[key] = r
     for relaxed in (False, True):
         for setting, layers in columns:
             zero = latest.get(("Ag6", setting, layers, relaxed))
