@@ -104,8 +104,7 @@ class _Pairs:
     def __init__(self, kernels: ctypes.CDLL, batch: Batch, edges: Edges, cutoff: float) -> None:
         n = edges.n_pairs
         first, second = edges.receiver[:n], edges.sender[:n]
-        cell = batch.cell.index_select(0, batch.batch.index_select(0, first))  # (P, 2, 2)
-        offset = nn.functional.pad((edges.shift[:n, :, None] * cell).sum(dim=1), (0, 1))  # (P, 3)
+        offset = edges.offsets(batch)
         distance, unit = offset.new_empty(n), offset.new_empty(n, 3)
         self.kept = (first, second, distance, unit)
         call(kernels.geometry, n, first, second, offset, batch.positions.contiguous(), distance, unit)
@@ -190,18 +189,18 @@ class _Network:
 
     def __call__(
         self, s: Tensor, v: Tensor | None, pairs: _Pairs, condition: _Condition | None = None,
-        read_out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, list[_Passed]]:  # fmt: skip
+        read_out: Tensor | None = None, passed: list[_Passed] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Scalars and vectors after all layers, of the atoms in the mask ``read_out`` (N,) alone.
 
-        ``None`` for v stands for zeros.
+        ``None`` for v stands for zeros. What the gradient of each layer needs is added to ``passed``.
         """
-        passed = []
         for layer in self.layers:
             s, v, kept = self._layer(layer, s, v, pairs, condition, read_out if layer is self.layers[-1] else None)
-            passed.append(kept)
+            if passed is not None:
+                passed.append(kept)
         assert v is not None
-        return s, v, passed
+        return s, v
 
     def _layer(
         self, layer: _Layer, s: Tensor, v: Tensor | None, pairs: _Pairs, condition: _Condition | None,
@@ -261,7 +260,8 @@ class FastForceField:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Interaction energies (B,), eV, and forces on all atoms (N, 3), eV/Å."""
-        s, v, passed, pairs, edges = self._atoms(batch)
+        passed: list[_Passed] = []
+        s, v, pairs, edges = self._atoms(batch, passed=passed)
         energies, hidden = self.energy(s)
         energies = energies[:, 0] * self.scale
         if self.module.force is None:
@@ -277,19 +277,19 @@ class FastForceField:
         rows = batch.mobile.nonzero()[:, 0]
         if self.module.force is None:
             return self(batch)[1].index_select(0, rows)
-        s, v, _, pairs, edges = self._atoms(batch, read_out=batch.mobile)
+        s, v, pairs, edges = self._atoms(batch, read_out=batch.mobile)
         forces = torch.zeros_like(batch.positions).index_copy(0, rows, self.module.force(s, v) * self.scale)
         self._repel(batch, edges, pairs, torch.zeros_like(forces[:, 0]), forces)
         return forces.index_select(0, rows)
 
     def _atoms(
-        self, batch: Batch, read_out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, list[_Passed], _Pairs, Edges]:
-        """Scalars and vectors after the network, of the atoms in ``read_out`` (N,); what their gradient needs."""
+        self, batch: Batch, read_out: Tensor | None = None, passed: list[_Passed] | None = None
+    ) -> tuple[Tensor, Tensor, _Pairs, Edges]:
+        """Scalars and vectors after the network, of the atoms in ``read_out`` (N,)."""
         edges = self.module.edges(batch)
         pairs = self.network.pairs(lifted(batch, self.module.lift), edges)
-        s, v, passed = self.network(self.module.scalars(batch), None, pairs, read_out=read_out)
-        return s, v, passed, pairs, edges
+        s, v = self.network(self.module.scalars(batch), None, pairs, read_out=read_out, passed=passed)
+        return s, v, pairs, edges
 
     def _repel(self, batch: Batch, edges: Edges, pairs: _Pairs, energies: Tensor, forces: Tensor) -> None:
         """Add core repulsion to energies (N,) and forces (N, 3); atoms are where they are, not lifted."""
@@ -311,6 +311,6 @@ class FastDenoiser:
         module = self.module
         s, v, condition = module.inputs(batch, sigma, conditions)
         pairs = self.network.pairs(lifted(batch, module.lift), module.edges(batch))
-        s, v, _ = self.network(s, v, pairs, _Condition(condition, batch.batch), read_out=batch.mobile)
+        s, v = self.network(s, v, pairs, _Condition(condition, batch.batch), read_out=batch.mobile)
         score: Tensor = module.read_out(s, v)
         return score

@@ -39,14 +39,18 @@ class Edges:
         """Edges that differ in length: E/2 where they are paired, else E."""
         return len(self.receiver) // (2 if self.paired else 1)
 
+    def offsets(self, batch: Batch) -> Tensor:
+        """``shift·cell`` of each pair (P, 3), Å."""
+        n = self.n_pairs
+        cell = batch.cell.index_select(0, batch.batch.index_select(0, self.receiver[:n]))  # (P, 2, 2)
+        return torch.nn.functional.pad((self.shift[:n, :, None] * cell).sum(dim=1), (0, 1))
+
     def vectors(self, batch: Batch) -> Tensor:
         """``x_j + shift·cell − x_i`` (E, 3), differentiable in the positions."""
         n = self.n_pairs
         receiver, sender = self.receiver[:n], self.sender[:n]
-        cell = batch.cell.index_select(0, batch.batch.index_select(0, receiver))  # (P, 2, 2)
-        offset = (self.shift[:n, :, None] * cell).sum(dim=1)  # (P, 2)
         between = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
-        between = between + torch.nn.functional.pad(offset, (0, 1))
+        between = between + self.offsets(batch)
         return torch.cat([between, -between]) if self.paired else between
 
     def keep(self, mask: Tensor) -> Edges:
