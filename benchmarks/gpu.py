@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -27,11 +29,16 @@ from ours import architecture, prepare_sampling, prepare_training
 from results import machine, record, spread
 from scaling import SIZES, cell_of, exponent
 from turns import Worker, WorkerError
-from work import Network, Work, structures, write_work
+from work import LATTICE, Network, Work, structures, write_work
 from worker import peak_gpu_memory
 
+from adlayer.diffusion.generation import generate
+from adlayer.diffusion.sampling import PRESETS
 from adlayer.network.graph import Batch, to_batch
+from adlayer.network.inference import FastDenoiser, fast_denoiser, fast_force_field
 from adlayer.network.model import Card, Model
+from adlayer.structures.substrate import build_substrate
+from adlayer.training.checkpoint import load_model
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "gpu.json"
@@ -42,24 +49,25 @@ REPEATS, LEAST = 9, 3
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: structures sampled and trained on at once, steps of ours and of the peer, cells."""
+    """How much is measured: structures sampled, trained on and searched for at once, steps of both sides, cells."""
 
     sample: int = 512
     train: tuple[int, ...] = (32, 256)
-    steps: int = 52
-    peer_steps: int = 4
+    steps: int = 104
+    peer_steps: int = 24
     cells: tuple[int, ...] = SIZES
     together: int = TOGETHER
+    search: int = 512
 
 
-SMALL = Size(sample=4, train=(2,), steps=8, peer_steps=4, cells=SIZES[:2], together=200)
+SMALL = Size(sample=4, train=(2,), steps=16, peer_steps=8, cells=SIZES[:2], together=200, search=2)
 
 
 class Run:
     """One run of the benchmark: its device, its end, where results go."""
 
-    def __init__(self, device: str, size: Size, seconds: float, output: Path, compiled: bool) -> None:
-        self.device, self.size, self.output, self.compiled = device, size, output, compiled
+    def __init__(self, device: str, size: Size, seconds: float, output: Path) -> None:
+        self.device, self.size, self.output = device, size, output
         self.end = time.monotonic() + seconds
         self.skipped: list[str] = []
 
@@ -70,7 +78,7 @@ class Run:
 
     def works(self) -> list[Work]:
         """What is measured on both sides, the most important first."""
-        n, base = self.size.sample, 2
+        n, base = self.size.sample, 4  # by then ours replays a graph
         cell, small = ("p(4x4)", "Ag12O6"), ("p(3x3)", "Ag6O4")
         sampling = Work("sampling", "sample", *cell, n, self.size.steps, False, 0.1, self.device, base)
         guided = Work("sampling_guided", "sample", *cell, n, self.size.steps // 2, True, 0.1, self.device, base)
@@ -115,14 +123,17 @@ def model_of(run: Run, name: str) -> Model:
 
 
 def call(model: Model, batch: Batch) -> Callable[[], Any]:
-    """One evaluation of the denoiser, neighbours included."""
+    """One evaluation of the denoiser as sampling does it, neighbours included."""
+    denoiser = fast_denoiser(model.denoiser)
     sigma = batch.positions.new_ones(batch.n_structures)
     conditions = batch.positions.new_full((batch.n_structures, model.card.n_conditions), float("nan"))
 
     def evaluate() -> None:
         with torch.no_grad():
-            model.denoiser(batch, sigma, conditions)
+            denoiser(batch, sigma, conditions)
 
+    for _ in range(3):  # the third is a graph's, where there are graphs
+        evaluate()
     return evaluate
 
 
@@ -177,29 +188,40 @@ def our_side(run: Run, work: Work, folder: Path, name: str, seconds: float) -> d
     return side(work, rounds(run, prepare(content, folder, name), seconds))
 
 
-def peer_side(run: Run, work: Work, folder: Path, seconds: float) -> dict[str, Any]:
-    """The peer's, in a process of its own that is ended when the time is up.
+def start_peer(run: Run, work: Work, folder: Path) -> Worker:
+    """The peer's side of a work in a process of its own, ready to begin.
 
     Raises
     ------
     WorkerError
-        If it cannot be imported or breaks off.
+        If it cannot be imported.
     """
     if work.kind == "sample":
-        work = replace(work, steps=run.size.peer_steps)  # of a second or more each
-        write_work(work, folder)
+        work = replace(work, steps=run.size.peer_steps)
+    write_work(work, folder)
     path = os.pathsep.join(filter(None, [os.environ.get("ADLAYER_PEER"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "ignore", str(HERE / "peer_agedi.py"), str(folder)]
-    with Worker(command, folder / "peer.log", pin=False, environment={"PYTHONPATH": path}) as worker:
-        watchdog = Timer(max(run.left, 1.0), worker.process.kill)
-        watchdog.start()
-        try:
-            return side(work, rounds(run, worker.run, seconds)) | {"versions": worker.facts["versions"]}
-        finally:
-            watchdog.cancel()
+    return Worker(command, folder / "peer.log", pin=False, environment={"PYTHONPATH": path})
 
 
-def compare(run: Run, work: Work, seconds: float) -> None:
+def peer_side(run: Run, work: Work, worker: Worker, seconds: float) -> dict[str, Any]:
+    """The peer's, in its process, which is ended when the time is up.
+
+    Raises
+    ------
+    WorkerError
+        If it breaks off.
+    """
+    watchdog = Timer(max(run.left, 1.0), worker.process.kill)
+    watchdog.start()
+    try:
+        return side(work, rounds(run, worker.run, seconds)) | {"versions": worker.facts["versions"]}
+    finally:
+        watchdog.cancel()
+        worker.__exit__()
+
+
+def compare(run: Run, work: Work, seconds: float, peer: Future[Worker], log: Path) -> None:
     """One work on all sides, written as they come."""
     sides: dict[str, Any] = {}
     ratios: dict[str, float] = {}
@@ -210,13 +232,12 @@ def compare(run: Run, work: Work, seconds: float) -> None:
         for size in ("same", "default"):
             sides[size] = our_side(run, work, folder, size, seconds)
             run.write(f"works.{work.name}", content)
-        try:
-            sides["peer"] = peer_side(run, work, folder, seconds)
-        except WorkerError as error:
-            log = folder / "peer.log"
-            content["peer_skipped"] = str(error).split(" (see ")[0]
-            content["peer_log"] = log.read_text().splitlines()[-20:] if log.is_file() else []
-            print(f"{work.name}: peer skipped: {content['peer_skipped']}", flush=True)
+    try:
+        sides["peer"] = peer_side(run, work, peer.result(), seconds)
+    except WorkerError as error:
+        content["peer_skipped"] = str(error).split(" (see ")[0]
+        content["peer_log"] = log.read_text().splitlines()[-20:] if log.is_file() else []
+        print(f"{work.name}: peer skipped: {content['peer_skipped']}", flush=True)
     if "peer" in sides:
         for size, suffix in (("same", ""), ("default", "_default")):
             ratios[f"{work.name}{suffix}"] = sides[size]["wall_s"]["median"] / sides["peer"]["wall_s"]["median"]
@@ -232,32 +253,36 @@ def compare(run: Run, work: Work, seconds: float) -> None:
 
 
 def parts(run: Run, name: str) -> dict[str, Any]:
-    """Where a sampling step goes: the denoiser with and without its neighbours, and forces, of a whole batch."""
+    """Where a sampling step goes: the denoiser with its neighbours, those alone, and forces, of a whole batch."""
     model = model_of(run, name)
     some = structures(Work("", "sample", "p(4x4)", "Ag12O6", 1, 1, False, 0.0), min(run.size.sample, 64))
     batch = to_batch((some * (run.size.sample // len(some) + 1))[: run.size.sample], device=run.device)
+    denoiser, force_field = fast_denoiser(model.denoiser), fast_force_field(model.force_field)
     edges = model.denoiser.edges(batch)
-    n = batch.n_structures
-    sigma, conditions = batch.positions.new_ones(n), batch.positions.new_full((n, 2), float("nan"))
-
-    def network() -> None:
-        with torch.no_grad():
-            model.denoiser(batch, sigma, conditions, edges)
-
+    content: dict[str, Any] = {"structures": batch.n_structures, "edges": len(edges.sender) / batch.n_structures}
     run.peak()
-    content: dict[str, Any] = {"structures": n, "edges": len(edges.sender) / n}
-    content["network_s"] = run.timed(network)
-    content["network_mib"] = run.peak()
-    content["neighbours_s"] = run.timed(lambda: model.denoiser.edges(batch))
-    content["neighbours_mib"] = run.peak()
-    content["forces_s"] = run.timed(lambda: model.force_field.overlayer_forces(batch))
+    content["denoiser_s"] = run.timed(call(model, batch))
+    content["denoiser_mib"] = run.peak()
+    if isinstance(denoiser, FastDenoiser):
+        kernels = denoiser.network.kernels
+        content["neighbours_s"] = run.timed(lambda: kernels.pairs(batch, None, among_substrate=False))
+    content["forces_s"] = run.timed(lambda: force_field(batch))
     content["forces_mib"] = run.peak()
-    if run.compiled:
-        painn = model.denoiser.painn
-        for layer in (*painn.interactions, *painn.mixings):
-            layer.compile(dynamic=True)
-        content["network_compiled_s"] = run.timed(network)
     return content
+
+
+def search(run: Run, name: str) -> dict[str, Any]:
+    """The whole search of a preset with the model that ships: structures a second, and the median learned energy."""
+    model = load_model(str(resources.files("adlayer") / "data" / "ag-o.safetensors"), run.device)
+    substrate = build_substrate("Ag(111)", "p(4x4)", layers=2, fixed_layers=1, lattice=LATTICE, window=(1.0, 4.0))
+    n, settings = run.size.search, PRESETS[name]
+    generate(model, substrate, formula="Ag12O6", n=min(n, 4), seed=1, settings=replace(settings, refine=1))  # warms up
+    run.synchronise()
+    start = time.perf_counter()
+    made = generate(model, substrate, formula="Ag12O6", n=n, seed=0, settings=settings).structures
+    seconds = time.perf_counter() - start
+    energies = sorted(atoms.get_potential_energy() for atoms in made)
+    return {"n": n, "s_per_structure": seconds / n, "median_eV": energies[n // 2], "lowest_eV": energies[0]}
 
 
 def curve(run: Run, name: str) -> dict[str, Any]:
@@ -305,21 +330,38 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="a few small structures, to see that all runs")
     parser.add_argument("--seconds", type=float, default=300.0, help="about how long, in all")
-    parser.add_argument("--compile", action="store_true", help="time the compiled network, too")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu: PyTorch finds no GPU here; --device cpu --small shows that the script runs")
     size = SMALL if arguments.small else Size()
-    run = Run(arguments.device, size, arguments.seconds, arguments.output, arguments.compile)
+    run = Run(arguments.device, size, arguments.seconds, arguments.output)
     run.write("card", facts(run))
     works = run.works()
     share = arguments.seconds / (4 * (len(works) + 2))  # of one side of one work
-    tasks: dict[str, Callable[[], None]] = {"sampling": partial(compare, run, works[0], share)}
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / work.name for work in works]
+        for folder in folders:
+            folder.mkdir()
+        with ThreadPoolExecutor(len(works)) as starting:  # imports take most of a peer's time
+            peers = [
+                starting.submit(start_peer, run, work, folder) for work, folder in zip(works, folders, strict=True)
+            ]
+        sides = [
+            partial(compare, run, work, share, peer, folder / "peer.log")
+            for work, peer, folder in zip(works, peers, folders, strict=True)
+        ]
+        measure(run, works, sides)
+
+
+def measure(run: Run, works: list[Work], sides: list[Callable[[], None]]) -> None:
+    """All parts in turn while there is time, the most important first."""
+    tasks: dict[str, Callable[[], None]] = {works[0].name: sides[0]}
     for section, part in (("parts", parts), ("scaling", curve)):
         for name in ("same", "default"):
             tasks[f"{section}.{name}"] = partial(alone, run, f"{section}.{name}", part, name)
-    tasks |= {work.name: partial(compare, run, work, share) for work in works[1:]}
+    tasks |= {work.name: side for work, side in zip(works[1:], sides[1:], strict=True)}
+    tasks |= {f"search.{name}": partial(alone, run, f"search.{name}", search, name) for name in ("fast", "default")}
     for name, task in tasks.items():
         if run.left <= 0.0:
             run.skipped.append(name)
@@ -329,7 +371,7 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - before:.0f} s, {max(run.left, 0.0):.0f} s left", flush=True)
     if run.skipped:
         print(f"no time left for {', '.join(run.skipped)}: give more --seconds")
-    run.write("done", {"skipped": run.skipped, "seconds": arguments.seconds - run.left})
+    run.write("done", {"skipped": run.skipped, "left_s": run.left})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What tests share."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from adlayer.cli import main
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU, where Triton is installed, run on the CPU
 
 
 @pytest.fixture

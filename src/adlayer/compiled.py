@@ -1,4 +1,4 @@
-"""Kernels in C, compiled on first use with the C compiler of the machine.
+"""Kernels in C, compiled on first use with the C compiler of the machine; those for a GPU are in Triton.
 
 Without a compiler, and wherever anything fails, there is no library and the work is done by PyTorch alone: slower, the
 same numbers to rounding. What is compiled is kept in the user's cache folder, under a name that changes with the
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def library(name: str, source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(file))
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
+
+
+def for_gpu(device: torch.device) -> bool:
+    """Whether there are kernels in Triton for the device: PyTorch's builds for GPUs come with it."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 Argument = Tensor | Sequence[Tensor] | ctypes.Structure | int | None

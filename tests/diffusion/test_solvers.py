@@ -169,7 +169,7 @@ def integrate(solver: Solver, mixture: Mixture, n_steps: int, factor: float = 1.
     zero = torch.zeros_like(state.positions)
     for sigma, sigma_next in pairwise(grid):
         state = solver.step(
-            state, sigma, sigma_next, lambda r, level: factor * mixture.score(r, level), lambda: zero, domain
+            state, sigma, sigma_next, lambda r, level: factor * mixture.score(r, level), lambda: zero, domain, False
         )
     return state.positions
 
@@ -274,9 +274,12 @@ class PublishedDrift(EulerMaruyama):
         score: Score,
         normal: Callable[[], Tensor],
         domain: Domain,
+        last: bool,
     ) -> State:
         drift = 0.5 * domain.per_atom((sigma.square() - sigma_next.square()) / (1 + sigma.square()))[:, None]
-        return super().step(state.moved(drift * state.positions, domain), sigma, sigma_next, score, normal, domain)
+        return super().step(
+            state.moved(drift * state.positions, domain), sigma, sigma_next, score, normal, domain, last
+        )
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -324,9 +327,10 @@ class NoisyLanding(EulerMaruyama):
         score: Score,
         normal: Callable[[], Tensor],
         domain: Domain,
+        last: bool,
     ) -> State:
-        landed = super().step(state, sigma, sigma_next, score, normal, domain)
-        return landed if sigma_next.any() else landed.moved(domain.per_atom(sigma)[:, None] * normal(), domain)
+        landed = super().step(state, sigma, sigma_next, score, normal, domain, last)
+        return landed if not last else landed.moved(domain.per_atom(sigma)[:, None] * normal(), domain)
 
 
 @dataclass(frozen=True)
@@ -341,10 +345,10 @@ class DoubledLanding(EulerMaruyama):
         score: Score,
         normal: Callable[[], Tensor],
         domain: Domain,
+        last: bool,
     ) -> State:
-        last = not sigma_next.any()
         twice = (lambda r, s: 2.0 * score(r, s)) if last else score
-        return super().step(state, sigma, sigma_next, twice, normal, domain)
+        return super().step(state, sigma, sigma_next, twice, normal, domain, last)
 
 
 def landing_error(solver: Solver) -> float:

@@ -8,7 +8,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.optimize import BFGS
 
-from adlayer.energies import batched
+from adlayer import compiled
 from adlayer.energies.batched import MAX_MOVE, MEMORY, init, relax_batch, step
 from adlayer.energies.relaxation import relax
 from adlayer.structures.placement import place_overlayer
@@ -178,8 +178,15 @@ def test_not_finite_at_the_start_is_not_converged() -> None:
     assert int(result.n_steps[0]) == 0
 
 
-def test_the_kernel_gives_the_steps_of_the_recursion_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["in C", "for a GPU"])
+def test_the_kernel_gives_the_steps_of_the_recursion_in_pytorch(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In double precision to rounding, while pairs come in, are not used and go out."""
+    if kernel == "for a GPU":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("the kernel is interpreted only where there is no GPU")
+        monkeypatch.setattr(compiled, "for_gpu", lambda _: True)
+        monkeypatch.setattr("adlayer.energies.lbfgs_gpu._BLOCK", 16)  # several for a structure
     positions, batch = pack(CLUSTERS)
     fixed = torch.zeros(len(batch), dtype=torch.bool)
     fixed[3] = True
@@ -192,6 +199,27 @@ def test_the_kernel_gives_the_steps_of_the_recursion_in_pytorch(monkeypatch: pyt
         return [s.positions for s in states]
 
     with_kernel = trail()
-    monkeypatch.setattr(batched, "library", lambda *_: None)
+    monkeypatch.setattr(compiled, "for_gpu", lambda _: False)
+    monkeypatch.setattr(compiled, "library", lambda *_: None)
     for a, b in zip(with_kernel, trail(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-8)
+
+
+@pytest.mark.gpu
+def test_the_same_steps_on_a_gpu() -> None:
+    positions, batch = pack(CLUSTERS)
+    fixed = torch.zeros(len(batch), dtype=torch.bool)
+
+    def trail(device: str) -> list[torch.Tensor]:
+        on_host, there = Clusters(batch), batch.to(device)
+
+        def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            energies, forces = on_host(x.cpu())
+            return energies.to(device), forces.to(device)
+
+        state = init(model, positions.to(device), there, fixed.to(device), 1e-9)
+        states = [state := step(model, state, there, fixed.to(device), 1e-9) for _ in range(MEMORY + 5)]
+        return [s.positions.cpu() for s in states]
+
+    for a, b in zip(trail("cuda"), trail("cpu"), strict=True):
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-8)

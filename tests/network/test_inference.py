@@ -9,6 +9,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from adlayer import compiled
 from adlayer.network import inference
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.heads import Denoiser, ForceField
@@ -129,7 +130,7 @@ def test_weights_are_those_of_the_moment(slab: Slab) -> None:
 
 
 def test_the_modules_themselves_without_kernels(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "library", lambda *_: None)
+    monkeypatch.setattr(compiled, "library", lambda *_: None)
     force_field, denoiser = _force_field(), _denoiser()
     assert fast_force_field(force_field) is force_field
     assert fast_denoiser(denoiser) is denoiser

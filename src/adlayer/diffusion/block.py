@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
 
 from adlayer.diffusion.guidance import classifier_free
-from adlayer.diffusion.kernels import Domain, ExactKernel, PaperKernel
+from adlayer.diffusion.kernels import Domain, ExactKernel, PaperKernel, ScaleTable
 from adlayer.diffusion.sampling import Sampling
 from adlayer.diffusion.schedule import LinearBeta, sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import Score
@@ -58,11 +60,22 @@ class Block:
 
         def score(positions: Tensor, sigma: Tensor) -> Tensor:
             self.network_calls += 1
-            normalised = self.denoiser(self.at(positions), sigma, rows)
-            levels, which = torch.unique(sigma, return_inverse=True)  # often one level for all
-            return normalised * self.domain.per_atom(self.kernel.score_scale(levels, self.single)[which])
+            scale = self._scale(sigma)
+            return self.denoiser(self.at(positions), sigma, rows) * self.domain.per_atom(scale)
 
         return score
+
+    def _scale(self, sigma: Tensor) -> Tensor:
+        """The kernel's score scale (B, 3) at noise levels (B,)."""
+        if sigma.device.type != "cpu":
+            return self._scales(sigma)
+        levels, which = torch.unique(sigma, return_inverse=True)  # often one level for all
+        return self.kernel.score_scale(levels, self.single)[which]
+
+    @cached_property
+    def _scales(self) -> ScaleTable:
+        """All scales, on an accelerator, where thousands of levels take no longer than one."""
+        return ScaleTable.of(self.kernel, self.single)
 
     def forces(self, positions: Tensor) -> Tensor:
         """Forces of the learned force field on the overlayer (M, 3), eV/Å."""

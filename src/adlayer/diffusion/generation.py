@@ -10,9 +10,10 @@ the processor's cache. Another block size, or another device, changes rounding a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from adlayer.structures.substrate import check_substrate
 
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
 _BLOCK = 12  # structures worked on together on the CPU at most; more leave little for other processes
+_AHEAD = 16  # steps whose normal numbers are drawn at once
 _BLOCK_ATOMS, _DEVICE_BLOCK_ATOMS = 600, 25_600  # their atoms, on the CPU and on an accelerator
 
 
@@ -121,10 +123,11 @@ class _Search:
         guidance = None
         if self.settings.guidance > 0.0:
             guidance = ForceGuidance(block.forces, self.settings.guidance, sigma_gate=self.settings.guidance_gate)
+        self.solver = solver_of(self.settings)
         self._denoise = partial(
             sample,
             block.guided_score(),
-            solver=solver_of(self.settings),
+            solver=self.solver,
             domain=block.domain,
             guidance=guidance,
             corrector=Langevin(self.settings.corrector) if self.settings.corrector else None,
@@ -148,6 +151,19 @@ class _Search:
     def _normal(self, orbits: Orbits) -> Tensor:
         return self.block.from_host(orbits.vectors(self._draw("standard_normal", sum(self.counts), 3)))
 
+    def _normals(self, orbits: Orbits, n_steps: int) -> Callable[[], Tensor]:
+        """The normal numbers of so many steps, each time it is called; streams are drawn from for a few at once."""
+        n = self.solver.normals(n_steps)
+        parts = repeat(1) if self.settings.corrector else (min(_AHEAD, n - first) for first in range(0, n, _AHEAD))
+
+        def draw() -> Iterator[Tensor]:
+            for k in parts:
+                drawn = [stream.standard_normal((k, sum(self.counts), 3)) for stream in self.streams]
+                numbers = np.stack(drawn, axis=1).reshape(k, -1, 3)
+                yield from self.block.from_host(np.stack([orbits.vectors(x) for x in numbers]))
+
+        return draw().__next__
+
     def _draw_orbits(self, stream: np.random.Generator) -> Orbits:
         symmetric = bool(self.groups) and stream.random() < self.settings.symmetry
         return draw_orbits(self.counts, self.groups if symmetric else {}, stream)
@@ -159,10 +175,11 @@ class _Search:
         orbits = joined(drawn)
         anywhere = uniform(block.domain, block.from_host(self._draw("random", sum(self.counts), 3)))
         frames: list[np.ndarray] = []
+        levels = block.grid()
         positions = self._denoise(
             block.from_host(orbits.place(anywhere.double().cpu().numpy())),
-            block.grid(),
-            normal=lambda: self._normal(orbits),
+            levels,
+            normal=self._normals(orbits, len(levels) - 1),
             callback=(lambda _, x: frames.append(x.double().cpu().numpy().copy())) if self.filmed else None,
         )
         film = np.array(frames).reshape(len(frames), len(drawn), sum(self.counts), 3)
@@ -180,7 +197,7 @@ class _Search:
         level = low * (high / low) ** self.block.from_host(self._draw("random", 1))  # (B,)
         noisy = self.block.kernel.perturb(found.positions, level, self._normal(orbits), self.block.domain)
         levels = sigma_grid(self.settings.refine_steps, self.block.least_sigma, level, self.settings.rho)
-        trial = replace(found, positions=self._denoise(noisy, levels, normal=lambda: self._normal(orbits)))
+        trial = replace(found, positions=self._denoise(noisy, levels, normal=self._normals(orbits, len(levels) - 1)))
         found.take(self._relaxed(trial, found.energies), self.block.domain)
 
 

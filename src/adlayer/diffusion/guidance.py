@@ -36,11 +36,12 @@ class ForceGuidance:
 
         Atoms with a non-finite force stay where they are; lengths are formed so that huge forces do not overflow.
         """
-        gate = torch.full_like(sigma, torch.inf) if self.sigma_gate is None else torch.full_like(sigma, self.sigma_gate)
-        if not bool((sigma < gate).any()):
+        if self.sigma_gate is not None and not bool((sigma < self.sigma_gate).any()):
             return torch.zeros_like(positions)
         force = self.forces(positions).to(positions)
-        acts = torch.isfinite(force).all(dim=-1) & domain.per_atom(sigma < gate)
+        acts = torch.isfinite(force).all(dim=-1)
+        if self.sigma_gate is not None:
+            acts = acts & domain.per_atom(sigma < self.sigma_gate)
         force = torch.where(acts[:, None], force, torch.zeros_like(force))
         largest = force.abs().amax(dim=-1, keepdim=True)  # (M, 1)
         direction = force / largest.clamp(min=torch.finfo(force.dtype).tiny)  # largest component 1

@@ -324,6 +324,31 @@ class PaperKernel:
         return torch.cat([frame.vectors(x, y), (noisy - clean)[:, 2:]], dim=-1)
 
 
+_SCALE_KNOTS, _SCALE_RANGE = 4096, (1e-3, 1e2)  # Å
+
+
+@dataclass(frozen=True)
+class ScaleTable:
+    """The score scale of one domain, linear in log σ between knots: to 1e-5, across its seams to its own accuracy."""
+
+    values: Tensor  # (knots, 3) σ times the scale
+
+    @classmethod
+    def of(cls, kernel: Kernel, domain: Domain) -> ScaleTable:
+        """For levels of the domain's one structure, from 0.001 to 100 Å."""
+        low, high = (math.log(x) for x in _SCALE_RANGE)
+        levels = torch.exp(torch.linspace(low, high, _SCALE_KNOTS, dtype=torch.float64)).to(domain.cell)
+        many = Domain(domain.cell.expand(_SCALE_KNOTS, 2, 2), domain.window.expand(_SCALE_KNOTS, 2), domain.batch)
+        return cls(kernel.score_scale(levels, many) * levels[:, None])
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        """The scale (B, 3) at levels (B,)."""
+        low, high = (math.log(x) for x in _SCALE_RANGE)
+        place = ((torch.log(sigma) - low) * ((_SCALE_KNOTS - 1) / (high - low))).clamp(0, _SCALE_KNOTS - 1.001)
+        knot = place.long()
+        return torch.lerp(self.values[knot], self.values[knot + 1], (place - knot)[:, None]) / sigma[:, None]
+
+
 def _scale(planar: Tensor, vertical: Tensor, sigma: Tensor) -> Tensor:
     """Mean squares (B,) of σ·score, in plane and along z, to the floored scale (B, 3)."""
     squares = torch.stack([planar, planar, vertical], dim=-1)

@@ -51,19 +51,19 @@ class Solver(Protocol):
         """Score evaluations per step (the last step takes one)."""
         ...
 
+    def normals(self, n_steps: int) -> int:
+        """How often so many steps ask for normal numbers."""
+        ...
+
     def init(self, positions: Tensor) -> State:
         """The state at the start."""
         ...
 
     def step(
-        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain
+        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain, last: bool
     ) -> State:
-        """Step from ``sigma`` (B,) to ``sigma_next`` (B,); all of ``sigma_next`` is 0 on the last step."""
+        """Step from ``sigma`` (B,) to ``sigma_next`` (B,), which is 0 on the last step."""
         ...
-
-
-def _is_last(sigma_next: Tensor) -> bool:
-    return not bool(sigma_next.any())
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,21 @@ class EulerMaruyama:
 
     calls_per_step = 1
 
+    def normals(self, n_steps: int) -> int:
+        """How often so many steps ask for normal numbers."""
+        return n_steps - 1
+
     def init(self, positions: Tensor) -> State:
         """The state at the start."""
         return State(positions)
 
     def step(
-        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain
+        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain, last: bool
     ) -> State:
         """One step; the last goes to the denoised point."""
         variance = domain.per_atom(sigma.square() - sigma_next.square())[:, None]
         displacement = variance * score(state.positions, sigma)
-        if not _is_last(sigma_next):
+        if not last:
             displacement = displacement + torch.sqrt(variance) * normal()
         return state.moved(displacement, domain)
 
@@ -97,12 +101,16 @@ class Heun:
     churn: float = 0.0
     calls_per_step = 2
 
+    def normals(self, n_steps: int) -> int:
+        """How often so many steps ask for normal numbers."""
+        return n_steps if self.churn > 0.0 else 0
+
     def init(self, positions: Tensor) -> State:
         """The state at the start."""
         return State(positions)
 
     def step(
-        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain
+        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain, last: bool
     ) -> State:
         """One step; the last is Euler's, to the denoised point."""
         if self.churn > 0.0:
@@ -112,7 +120,7 @@ class Heun:
         level, level_next = domain.per_atom(sigma)[:, None], domain.per_atom(sigma_next)[:, None]
         slope = -level * score(state.positions, sigma)
         displacement = (level_next - level) * slope
-        if not _is_last(sigma_next):
+        if not last:
             there = state.positions + displacement
             slope_there = -level_next * score(fold(there, domain), sigma_next) * mirror(there, domain)
             displacement = (level_next - level) * 0.5 * (slope + slope_there)
@@ -130,16 +138,20 @@ class Multistep:
     eta: float = 0.0
     calls_per_step = 1
 
+    def normals(self, n_steps: int) -> int:
+        """How often so many steps ask for normal numbers."""
+        return n_steps - 1 if self.eta > 0.0 else 0
+
     def init(self, positions: Tensor) -> State:
         """The state at the start."""
         return State(positions)
 
     def step(
-        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain
+        self, state: State, sigma: Tensor, sigma_next: Tensor, score: Score, normal: Normal, domain: Domain, last: bool
     ) -> State:
         """One step; the first and the last are first order."""
         denoised = domain.per_atom(sigma)[:, None].square() * score(state.positions, sigma)  # δ
-        if _is_last(sigma_next):
+        if last:
             return State(state.positions).moved(denoised, domain)
         ratio = sigma_next / sigma
         log_step = -torch.log(ratio)
@@ -219,7 +231,7 @@ def sample(
         sigma, sigma_next = grid[i], grid[i + 1]
         if guidance is not None:
             state = state.moved(guidance.displacement(state.positions, sigma, i / n_steps, domain), domain)
-        state = solver.step(state, sigma, sigma_next, score, normal, domain)
+        state = solver.step(state, sigma, sigma_next, score, normal, domain, i == n_steps - 1)
         if corrector is not None:
             state = corrector.correct(state, sigma_next, score, normal, domain)
         if callback is not None:

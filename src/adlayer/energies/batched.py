@@ -16,13 +16,14 @@ finite geometry, unconverged); others go on, and do not feel it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from adlayer.compiled import call, library
+from adlayer import compiled
 
 MAX_MOVE = 0.2
 """Longest displacement of an atom in a step, Å."""
@@ -120,11 +121,16 @@ def init(model: EnergyModel, positions: Tensor, batch: Tensor, fixed: Tensor, fm
 def _direction(state: RelaxState, free: Tensor, batch: Tensor) -> Tensor:
     """(N, 3) H F, Å, by the two-loop recursion."""
     n = len(state.energies)
-    kernels = library("lbfgs", _SOURCE, free.dtype) if free.device.type == "cpu" else None
+    start = torch.searchsorted(batch, torch.arange(n + 1, device=batch.device))
+    pairs = state.displacements, state.gradient_changes, state.inverse_products, state.inverse_curvature
+    if compiled.for_gpu(free.device):
+        on_gpu = import_module("adlayer.energies.lbfgs_gpu")
+        found: Tensor = on_gpu.direction(*pairs, start, free)
+        return found
+    kernels = compiled.library("lbfgs", _SOURCE, free.dtype) if free.device.type == "cpu" else None
     if kernels is not None:
-        direction, start = free.clone(), torch.searchsorted(batch, torch.arange(n + 1))
-        pairs = state.displacements, state.gradient_changes, state.inverse_products, state.inverse_curvature
-        call(
+        direction = free.clone()
+        compiled.call(
             kernels.direction,
             len(state.displacements),
             len(free),

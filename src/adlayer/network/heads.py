@@ -52,12 +52,19 @@ class Species(nn.Module):
         return self.table[numbers]
 
 
-def lifted(batch: Batch, lift: float) -> Batch:
-    """The batch as the networks see it: layer ``k`` of the substrate raised by ``(k − 1)·lift`` Å."""
-    if not lift:
-        return batch
-    rise = lift * (batch.tags - 1).clamp(min=0).to(batch.positions.dtype)  # (N,)
+def rises(batch: Batch, lift: float) -> Tensor:
+    """How far the networks see each atom raised (N,), Å: layer ``k`` of the substrate by ``(k − 1)·lift``."""
+    return lift * (batch.tags - 1).clamp(min=0).to(batch.positions.dtype)
+
+
+def raised(batch: Batch, rise: Tensor) -> Batch:
+    """The batch with each atom raised by ``rise`` (N,), Å."""
     return batch.with_positions(batch.positions + torch.nn.functional.pad(rise[:, None], (2, 0)))
+
+
+def lifted(batch: Batch, lift: float) -> Batch:
+    """The batch as the networks see it."""
+    return raised(batch, rises(batch, lift)) if lift else batch
 
 
 class VectorReadOut(nn.Module):
@@ -288,7 +295,7 @@ class ForceField(nn.Module):
 
     def total_energy(self, batch: Batch, interaction: Tensor) -> Tensor:
         """Total energies (B,) in double precision: interaction plus composition baseline."""
-        baseline = self.baseline[self.species(batch.numbers)]
+        baseline = self.baseline[self.species(batch.numbers)].double()
         total = interaction.new_zeros(batch.n_structures, dtype=torch.float64).index_add(0, batch.batch, baseline)
         return total + interaction.double()
 

@@ -1,25 +1,27 @@
-"""The networks of a trained model on the CPU, faster: the numbers of :mod:`adlayer.network.heads` to rounding.
+"""The networks of a trained model, faster: the numbers of :mod:`adlayer.network.heads` to rounding.
 
 The gradient in the positions is written out instead of recorded, filters come from a table over distances (cubic
-between its knots), and all that lies between the matrix products runs in the kernels of ``inference.c``. Weights are
-copied: after training, make it anew.
+between its knots), and all that lies between the matrix products runs in kernels: those of ``inference.c`` on the CPU,
+of :mod:`adlayer.network.gpu.inference` on a GPU. Weights are copied: after training, make it anew.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adlayer.compiled import call, library
+from adlayer import compiled
 from adlayer.network.graph import Batch
-from adlayer.network.heads import CORE_STRENGTH, Denoiser, ForceField, lifted
-from adlayer.network.neighbours import Edges
+from adlayer.network.heads import CORE_STRENGTH, Denoiser, ForceField, raised, rises
+from adlayer.network.neighbours import Edges, neighbours
 from adlayer.network.painn import Interaction, Mixing, PaiNN, cosine_cutoff
 
 _SOURCE = Path(__file__).with_name("inference.c").read_text()
@@ -37,12 +39,103 @@ def fast_denoiser(denoiser: Denoiser) -> Denoiser | FastDenoiser:
 
 
 def _usable(painn: PaiNN) -> bool:
-    return next(painn.parameters()).device.type == "cpu" and _kernels(painn) is not None
+    return _kernels(painn) is not None
 
 
-def _kernels(painn: PaiNN) -> ctypes.CDLL | None:
+class _Kernels(Protocol):
+    """The kernels of a device."""
+
+    def __call__(self, kernel: str, *arguments: Any) -> None:
+        """Run the kernel of that name."""
+        ...
+
+    def pairs(self, batch: Batch, rise: Tensor | None, *, among_substrate: bool) -> Any:
+        """Neighbours, as kernels take them, of atoms that are raised by ``rise`` (N,), Å."""
+        ...
+
+    def repel(
+        self, pairs: Any, batch: Batch, rise: Tensor, radii: Tensor, strength: Tensor, energies: Tensor, forces: Tensor
+    ) -> None:
+        """Add core repulsion to energies (N,) and forces (N, 3); atoms are where they are, not raised."""
+        ...
+
+    def added(self, x: Tensor, more: Tensor, structure: Tensor) -> Tensor:
+        """``x + more[structure]``."""
+        ...
+
+    def replayed(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The same function of ``(batch, fixed, *inputs)``, for :class:`adlayer.network.gpu.replay.Replayed`."""
+        ...
+
+
+def _kernels(painn: PaiNN) -> _Kernels | None:
+    """Those for a network where it is, or nothing where they cannot be had."""
+    weight = next(painn.parameters())
+    if compiled.for_gpu(weight.device):
+        module = import_module("adlayer.network.gpu.inference")
+        kernels: _Kernels = module.Kernels(painn.features, _KNOTS, painn.cutoff, painn.epsilon)
+        return kernels
+    if weight.device.type != "cpu":
+        return None
     sizes = f"#define F {painn.features}\n#define EPSILON {painn.epsilon!r}\n"
-    return library("inference", sizes + _SOURCE, next(painn.parameters()).dtype)
+    library = compiled.library("inference", sizes + _SOURCE, weight.dtype)
+    return None if library is None else _Compiled(library, painn.cutoff)
+
+
+class _Record(ctypes.Structure):
+    _fields_ = (
+        ("pairs", ctypes.c_int64),
+        ("knots", ctypes.c_int64),
+        ("cutoff", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("first", "second", "distance", "unit")),
+    )
+
+
+class _Pairs:
+    """Pairs of atoms, P, with their distances and unit vectors; of the edges j → i and i → j the first is given.
+
+    ``record`` is what kernels are given; it holds addresses alone, of the tensors kept here.
+    """
+
+    def __init__(self, kernels: ctypes.CDLL, batch: Batch, edges: Edges, cutoff: float) -> None:
+        n = edges.n_pairs
+        first, second = edges.receiver[:n], edges.sender[:n]
+        offset = edges.offsets(batch)
+        distance, unit = offset.new_empty(n), offset.new_empty(n, 3)
+        self.edges, self.kept = edges, (first, second, distance, unit)
+        compiled.call(kernels.geometry, n, first, second, offset, batch.positions.contiguous(), distance, unit)
+        self.record = _Record(n, _KNOTS, cutoff, *(x.data_ptr() for x in self.kept))
+
+    def __len__(self) -> int:
+        return len(self.kept[0])
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """The kernels of ``inference.c``."""
+
+    kernels: ctypes.CDLL
+    cutoff: float
+
+    def __call__(self, kernel: str, *arguments: compiled.Argument | _Pairs) -> None:
+        compiled.call(getattr(self.kernels, kernel), *(x.record if isinstance(x, _Pairs) else x for x in arguments))
+
+    def pairs(self, batch: Batch, rise: Tensor | None, *, among_substrate: bool) -> _Pairs:
+        seen = batch if rise is None else raised(batch, rise)
+        return _Pairs(self.kernels, seen, neighbours(seen, self.cutoff, among_substrate=among_substrate), self.cutoff)
+
+    def repel(
+        self, pairs: _Pairs, batch: Batch, rise: Tensor, radii: Tensor, strength: Tensor, energies: Tensor,
+        forces: Tensor,
+    ) -> None:  # fmt: skip
+        near = _Pairs(self.kernels, batch, pairs.edges, self.cutoff) if bool(rise.any()) else pairs
+        self("repulsion", near, radii, strength, energies, forces)
+
+    def added(self, x: Tensor, more: Tensor, structure: Tensor) -> Tensor:
+        return x + more.index_select(0, structure)
+
+    def replayed(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda batch, fixed, *inputs: function(batch, *fixed, *inputs)
 
 
 @dataclass(frozen=True)
@@ -86,39 +179,12 @@ class _Perceptron:
         return self.inner.back(torch.ops.aten.silu_backward(self.outer.back(gradient), hidden))
 
 
-class _Record(ctypes.Structure):
-    _fields_ = (
-        ("pairs", ctypes.c_int64),
-        ("knots", ctypes.c_int64),
-        ("cutoff", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("first", "second", "distance", "unit")),
-    )
-
-
-class _Pairs:
-    """Pairs of atoms, P, with their distances and unit vectors; of the edges j → i and i → j the first is given.
-
-    ``record`` is what kernels are given; it holds addresses alone, of the tensors kept here.
-    """
-
-    def __init__(self, kernels: ctypes.CDLL, batch: Batch, edges: Edges, cutoff: float) -> None:
-        n = edges.n_pairs
-        first, second = edges.receiver[:n], edges.sender[:n]
-        offset = edges.offsets(batch)
-        distance, unit = offset.new_empty(n), offset.new_empty(n, 3)
-        self.kept = (first, second, distance, unit)
-        call(kernels.geometry, n, first, second, offset, batch.positions.contiguous(), distance, unit)
-        self.record = _Record(n, _KNOTS, cutoff, *(x.data_ptr() for x in self.kept))
-
-    def __len__(self) -> int:
-        return len(self.kept[0])
-
-
 def _table(layer: nn.Linear, painn: PaiNN) -> Tensor:
     """Filters, and their derivatives times the spacing, at the knots (knots, 2, 3F)."""
     weight, bias = (x.detach().double() for x in (layer.weight, layer.bias))
-    distance = torch.linspace(0.0, painn.cutoff, _KNOTS, dtype=torch.float64)[:, None]
-    away = distance - torch.linspace(0.0, painn.cutoff, weight.shape[1], dtype=torch.float64)
+    distance = torch.linspace(0.0, painn.cutoff, _KNOTS, dtype=weight.dtype, device=weight.device)[:, None]
+    centres = torch.linspace(0.0, painn.cutoff, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    away = distance - centres
     basis = torch.exp(painn.radial.coefficient * away**2)  # (knots, n)
     inner, inner_slope = basis @ weight.T + bias, (2.0 * painn.radial.coefficient * away * basis) @ weight.T
     envelope = cosine_cutoff(distance, painn.cutoff)
@@ -157,8 +223,23 @@ class _Condition:
     vectors: Tensor
     structure: Tensor
 
-    def added(self, x: Tensor, layer: _Linear | None) -> Tensor:
-        return x if layer is None else x + layer(self.vectors).index_select(0, self.structure)
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the networks ask of a batch whatever its positions."""
+
+    tags: Tensor  # (N,) which it was made for
+    mobile: Tensor  # (N,) bool
+    rows: Tensor  # (M,) of the overlayer's atoms
+    rise: Tensor  # (N,) Å
+
+    @classmethod
+    def of(cls, batch: Batch, lift: float, before: _Facts | None) -> _Facts:
+        """Those of a batch, which may be those of the one before."""
+        if before is not None and before.tags is batch.tags:
+            return before
+        mobile = batch.mobile
+        return cls(batch.tags, mobile, mobile.nonzero()[:, 0], rises(batch, lift))
 
 
 @dataclass(frozen=True)
@@ -181,19 +262,17 @@ class _Network:
     def __init__(self, painn: PaiNN) -> None:
         kernels = _kernels(painn)
         assert kernels is not None
-        self.kernels, self.cutoff = kernels, painn.cutoff
+        self.kernels = kernels
         self.layers = [_Layer.of(interaction, mixing, painn) for interaction, mixing in painn.layers()]
 
-    def pairs(self, batch: Batch, edges: Edges) -> _Pairs:
-        return _Pairs(self.kernels, batch, edges, self.cutoff)
-
     def __call__(
-        self, s: Tensor, v: Tensor | None, pairs: _Pairs, condition: _Condition | None = None,
-        read_out: Tensor | None = None, passed: list[_Passed] | None = None,
+        self, s: Tensor, v: Tensor | None, pairs: Any, condition: _Condition | None = None,
+        read_out: _Facts | None = None, passed: list[_Passed] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Scalars and vectors after all layers, of the atoms in the mask ``read_out`` (N,) alone.
+        """Scalars and vectors after all layers, of the mobile atoms alone where ``read_out`` says which they are.
 
-        ``None`` for v stands for zeros. What the gradient of each layer needs is added to ``passed``.
+        ``None`` for v stands for zeros. The scalars given are overwritten. What the gradient of each layer needs is
+        added to ``passed``.
         """
         for layer in self.layers:
             s, v, kept = self._layer(layer, s, v, pairs, condition, read_out if layer is self.layers[-1] else None)
@@ -202,48 +281,51 @@ class _Network:
         assert v is not None
         return s, v
 
+    def _conditioned(self, x: Tensor, layer: _Linear | None, condition: _Condition | None) -> Tensor:
+        if layer is None or condition is None:
+            return x
+        return self.kernels.added(x, layer(condition.vectors), condition.structure)
+
     def _layer(
-        self, layer: _Layer, s: Tensor, v: Tensor | None, pairs: _Pairs, condition: _Condition | None,
-        read_out: Tensor | None,
+        self, layer: _Layer, s: Tensor, v: Tensor | None, pairs: Any, condition: _Condition | None,
+        read_out: _Facts | None,
     ) -> tuple[Tensor, Tensor, _Passed]:  # fmt: skip
-        x = s if condition is None else condition.added(s, layer.context_condition)
-        context, context_hidden = layer.context(x)
-        s = s.clone()
+        context, context_hidden = layer.context(self._conditioned(s, layer.context_condition, condition))
         moved = s.new_zeros(len(s), 3, s.shape[1]) if v is None else v.clone()
-        call(self.kernels.message, pairs.record, layer.table, context, v, read_out, s, moved)
+        wanted = None if read_out is None else read_out.mobile
+        self.kernels("message", pairs, layer.table, context, v, wanted, s, moved)
         if read_out is not None:
-            rows = read_out.nonzero()[:, 0]
+            rows = read_out.rows
             s, moved = s.index_select(0, rows), moved.index_select(0, rows)
             if condition is not None:
                 condition = _Condition(condition.vectors, condition.structure.index_select(0, rows))
         mixed = layer.channels(moved.flatten(0, 1))
         both, dot = s.new_empty(len(s), 2 * s.shape[1]), torch.empty_like(s)
-        call(self.kernels.joined, len(s), s, mixed, both, dot)
-        x = both if condition is None else condition.added(both, layer.update_condition)
-        update, update_hidden = layer.update(x)
-        call(self.kernels.update, len(s), update, mixed, dot, s, moved)
+        self.kernels("joined", len(s), s, mixed, both, dot)
+        update, update_hidden = layer.update(self._conditioned(both, layer.update_condition, condition))
+        self.kernels("update", len(s), update, mixed, dot, s, moved)
         return s, moved, _Passed(v, context, context_hidden, mixed, both, dot, update, update_hidden)
 
-    def forces(self, gradient: Tensor, pairs: _Pairs, passed: Sequence[_Passed]) -> Tensor:
+    def forces(self, gradient: Tensor, pairs: Any, passed: Sequence[_Passed]) -> Tensor:
         """Minus the gradient in the positions (N, 3), of the gradient in the last scalars (N, F)."""
         kernels, n, g = self.kernels, len(gradient), gradient.clone()
         dd, du = g.new_zeros(len(pairs)), g.new_zeros(len(pairs), 3)
         h: Tensor | None = None  # the gradient in the vectors
         for layer, kept in zip(reversed(self.layers), reversed(passed), strict=True):
             d_update, d_mixed = torch.empty_like(kept.update), torch.empty_like(kept.mixed)
-            call(kernels.update_gradient, n, g, h, kept.mixed, kept.dot, d_update)
+            kernels("update_gradient", n, g, h, kept.mixed, kept.dot, d_update)
             d_both = layer.update.back(d_update, kept.update_hidden)
-            call(kernels.joined_gradient, n, d_both, kept.both, kept.update, kept.mixed, h, g, d_mixed)
+            kernels("joined_gradient", n, d_both, kept.both, kept.update, kept.mixed, h, g, d_mixed)
             through = layer.channels.back(d_mixed).view(n, 3, -1)
             h = through if h is None else h + through
             if kept.v is None:
-                call(kernels.message_gradient, pairs.record, layer.table, kept.context, None, g, h, None, None, dd, du)
+                kernels("message_gradient", pairs, layer.table, kept.context, None, g, h, None, None, dd, du)
                 break
             d_context, dv = torch.zeros_like(kept.context), h.clone()
-            call(kernels.message_gradient, pairs.record, layer.table, kept.context, kept.v, g, h, d_context, dv, dd, du)
+            kernels("message_gradient", pairs, layer.table, kept.context, kept.v, g, h, d_context, dv, dd, du)
             g, h = g + layer.context.back(d_context, kept.context_hidden), dv
         forces = g.new_zeros(n, 3)
-        call(kernels.forces, pairs.record, dd, du, forces)
+        kernels("forces", pairs, dd, du, forces)
         return forces
 
 
@@ -256,46 +338,48 @@ class FastForceField:
         self.energy = _Perceptron.of(module.energy)
         self.scale = module.scale.clone()
         self.strength = torch.full_like(self.scale, CORE_STRENGTH)
+        self._facts: _Facts | None = None
+        self._replayed = self.network.kernels.replayed(self._overlayer)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Interaction energies (B,), eV, and forces on all atoms (N, 3), eV/Å."""
+        return self._all(batch, *self._seen(batch))
+
+    @torch.no_grad()
+    def overlayer_forces(self, batch: Batch) -> Tensor:
+        """Forces on the overlayer atoms alone (M, 3), eV/Å; less work than all where forces are direct."""
+        return self._replayed(batch, self._seen(batch))
+
+    def _seen(self, batch: Batch) -> tuple[Any, _Facts]:
+        """The neighbours, and what does not depend on positions."""
+        self._facts = _Facts.of(batch, self.module.lift, self._facts)
+        rise = self._facts.rise if self.module.lift else None
+        return self.network.kernels.pairs(batch, rise, among_substrate=True), self._facts
+
+    def _all(self, batch: Batch, pairs: Any, facts: _Facts) -> tuple[Tensor, Tensor]:
         passed: list[_Passed] = []
-        s, v, pairs, edges = self._atoms(batch, passed=passed)
+        s, v = self.network(self.module.scalars(batch), None, pairs, passed=passed)
         energies, hidden = self.energy(s)
         energies = energies[:, 0] * self.scale
         if self.module.force is None:
             forces = self.network.forces(self.energy.back(self.scale.expand(len(s), 1), hidden), pairs, passed)
         else:
             forces = self.module.force(s, v) * self.scale
-        self._repel(batch, edges, pairs, energies, forces)
+        self._repel(batch, pairs, facts, energies, forces)
         return energies.new_zeros(batch.n_structures).index_add(0, batch.batch, energies), forces
 
-    @torch.no_grad()
-    def overlayer_forces(self, batch: Batch) -> Tensor:
-        """Forces on the overlayer atoms alone (M, 3), eV/Å; less work than all where forces are direct."""
-        rows = batch.mobile.nonzero()[:, 0]
+    def _overlayer(self, batch: Batch, pairs: Any, facts: _Facts) -> Tensor:
         if self.module.force is None:
-            return self(batch)[1].index_select(0, rows)
-        s, v, pairs, edges = self._atoms(batch, read_out=batch.mobile)
-        forces = torch.zeros_like(batch.positions).index_copy(0, rows, self.module.force(s, v) * self.scale)
-        self._repel(batch, edges, pairs, torch.zeros_like(forces[:, 0]), forces)
-        return forces.index_select(0, rows)
+            return self._all(batch, pairs, facts)[1].index_select(0, facts.rows)
+        s, v = self.network(self.module.scalars(batch), None, pairs, read_out=facts)
+        forces = torch.zeros_like(batch.positions).index_copy(0, facts.rows, self.module.force(s, v) * self.scale)
+        self._repel(batch, pairs, facts, torch.zeros_like(forces[:, 0]), forces)
+        return forces.index_select(0, facts.rows)
 
-    def _atoms(
-        self, batch: Batch, read_out: Tensor | None = None, passed: list[_Passed] | None = None
-    ) -> tuple[Tensor, Tensor, _Pairs, Edges]:
-        """Scalars and vectors after the network, of the atoms in ``read_out`` (N,)."""
-        edges = self.module.edges(batch)
-        pairs = self.network.pairs(lifted(batch, self.module.lift), edges)
-        s, v = self.network(self.module.scalars(batch), None, pairs, read_out=read_out, passed=passed)
-        return s, v, pairs, edges
-
-    def _repel(self, batch: Batch, edges: Edges, pairs: _Pairs, energies: Tensor, forces: Tensor) -> None:
-        """Add core repulsion to energies (N,) and forces (N, 3); atoms are where they are, not lifted."""
-        near = self.network.pairs(batch, edges) if self.module.lift else pairs
+    def _repel(self, batch: Batch, pairs: Any, facts: _Facts, energies: Tensor, forces: Tensor) -> None:
         radii = self.module.radii.index_select(0, batch.numbers)
-        call(self.network.kernels.repulsion, near.record, radii, self.strength, energies, forces)
+        self.network.kernels.repel(pairs, batch, facts.rise, radii, self.strength, energies, forces)
 
 
 class FastDenoiser:
@@ -304,13 +388,19 @@ class FastDenoiser:
     def __init__(self, module: Denoiser) -> None:
         self.module = module
         self.network = _Network(module.painn)
+        self._facts: _Facts | None = None
+        self._replayed = self.network.kernels.replayed(self._score)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, sigma: Tensor, conditions: Tensor) -> Tensor:
         """Normalised score of the overlayer atoms (M, 3) of the batch, noise levels (B,) and conditions (B, K)."""
-        module = self.module
-        s, v, condition = module.inputs(batch, sigma, conditions)
-        pairs = self.network.pairs(lifted(batch, module.lift), module.edges(batch))
-        s, v = self.network(s, v, pairs, _Condition(condition, batch.batch), read_out=batch.mobile)
-        score: Tensor = module.read_out(s, v)
+        self._facts = _Facts.of(batch, self.module.lift, self._facts)
+        rise = self._facts.rise if self.module.lift else None
+        pairs = self.network.kernels.pairs(batch, rise, among_substrate=False)
+        return self._replayed(batch, (pairs, self._facts), sigma, conditions)
+
+    def _score(self, batch: Batch, pairs: Any, facts: _Facts, sigma: Tensor, conditions: Tensor) -> Tensor:
+        s, v, condition = self.module.inputs(batch, sigma, conditions)
+        s, v = self.network(s, v, pairs, _Condition(condition, batch.batch), read_out=facts)
+        score: Tensor = self.module.read_out(s, v)
         return score

@@ -1,4 +1,4 @@
-"""The message of PaiNN with the kernels of ``message.c``, differentiable twice.
+"""The message of PaiNN with kernels, differentiable twice: ``message.c``, on a GPU :mod:`adlayer.network.gpu.message`.
 
 Notation is that of ``message.c``: one function ``Φ(g, c, v, W, u)`` whose derivatives are the message, its gradient and
 the gradient of that.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,21 @@ class Ends:
 
 def available(tensor: Tensor) -> bool:
     """Whether there are kernels for tensors of this device and floating-point type."""
-    return tensor.device.type == "cpu" and library(tensor.dtype) is not None
+    return compiled.for_gpu(tensor.device) or (tensor.device.type == "cpu" and library(tensor.dtype) is not None)
 
 
-def _run(kernel: str, ends: Ends, arguments: tuple[Tensor, ...], *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+def device_ends(first: Tensor, second: Tensor, n_atoms: int) -> Any:
+    """What stands for :class:`Ends` on a GPU, of pairs (P,) whose edges run both ways; nothing elsewhere."""
+    if not compiled.for_gpu(first.device):
+        return None
+    return import_module("adlayer.network.gpu.message").DeviceEnds.of(first, second, n_atoms)
+
+
+def _run(kernel: str, ends: Any, arguments: tuple[Tensor, ...], *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """What a kernel gives, in the shapes of its results. The arguments end with W (P, 3F) and u (3, P), or theirs."""
+    if not isinstance(ends, Ends):
+        found: tuple[Tensor, ...] = import_module("adlayer.network.gpu.message").run(kernel, ends, arguments)
+        return found
     arguments = tuple(x.contiguous() for x in arguments)
     receiver, sender = ends.receiver.contiguous(), ends.sender.contiguous()
     results = tuple(arguments[-1].new_empty(shape) for shape in shapes)
@@ -66,7 +77,7 @@ class Message(torch.autograd.Function):
     """``∂Φ/∂g`` (4, R, F) of c (N, 3F), v (3, N, F), W (P, 3F) and u (3, P)."""
 
     @staticmethod
-    def forward(ctx: Any, ends: Ends, c: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    def forward(ctx: Any, ends: Any, c: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         ctx.ends = ends
         ctx.save_for_backward(c, v, w, u)
         return _run("message", ends, (c, v, w, u), (4, ends.n_receivers, v.shape[-1]))[0]
@@ -80,7 +91,7 @@ class _Gradient(torch.autograd.Function):
     """``∂Φ/∂(c, v, W, u)``."""
 
     @staticmethod
-    def forward(ctx: Any, ends: Ends, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, ends: Any, *arguments: Tensor) -> tuple[Tensor, ...]:
         ctx.ends = ends
         ctx.save_for_backward(*arguments)
         return _run("gradient", ends, arguments, *(x.shape for x in arguments[1:]))

@@ -1,15 +1,16 @@
 """Neighbour lists of a batch: pairs within a cutoff, every periodic image in the plane counted.
 
 An edge is ``(receiver i, sender j, shift)``; cells smaller than the cutoff give several edges for a pair of atoms, and
-edges from an atom to its own images. Three searches give the same edges in different orders: on the CPU for structures
-of up to some hundred atoms the kernel ``neighbours.c``, which compares each with each, otherwise vesin, and on another
-device a search in PyTorch (:mod:`adlayer.network.pairs`).
+edges from an atom to its own images. Searches give the same edges in different orders. Structures of up to some hundred
+atoms are compared each with each in a kernel, ``neighbours.c``, or on a GPU :mod:`adlayer.network.gpu.neighbours` up to
+thousands; otherwise the CPU has vesin, another device a search in PyTorch (:mod:`adlayer.network.pairs`).
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor
 from vesin import NeighborList
 
-from adlayer.compiled import call, library
+from adlayer import compiled
+from adlayer.network import pairs
 from adlayer.network.graph import Batch
-from adlayer.network.pairs import close_pairs
 
 _SOURCE = Path(__file__).with_name("neighbours.c").read_text()
-_FEW_ATOMS = 300  # of a structure: each is compared with each
+_FEW_ATOMS, _FEW_DEVICE_ATOMS = 300, 12_000  # of a structure, on the CPU and a GPU: each is compared with each
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,17 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
         Whether pairs of substrate atoms are wanted. The denoiser's substrate is rigid: they tell it nothing.
     """
     if batch.positions.device.type == "cpu":
-        kernels = library("neighbours", _SOURCE, torch.float64)
+        kernels = compiled.library("neighbours", _SOURCE, torch.float64)
         if kernels is not None and len(batch.positions) <= _FEW_ATOMS * batch.n_structures:
             i, j, shift = _each_with_each(kernels, batch, cutoff, among_substrate)
         else:
             i, j, shift = _listed(batch, cutoff, among_substrate)
     else:
-        i, j, shift = close_pairs(batch, cutoff, among_substrate=among_substrate)
+        few = len(batch.positions) <= _FEW_DEVICE_ATOMS * batch.n_structures
+        module = (
+            "adlayer.network.gpu.neighbours" if few and compiled.for_gpu(batch.positions.device) else pairs.__name__
+        )
+        i, j, shift = import_module(module).close_pairs(batch, cutoff, among_substrate=among_substrate)
     return Edges(
         torch.cat([i, j]), torch.cat([j, i]), torch.cat([shift, -shift]).to(batch.positions.dtype), paired=True
     )
@@ -101,7 +106,7 @@ def _each_with_each(
         first, second, shift = (torch.empty(room * k, dtype=torch.long) for k in (1, 1, 2))
         fields = (None if z is None else z.data_ptr() for z in (start, x, cell, mobile))
         search = _Search(batch.n_structures, room, cutoff, *fields)
-        found = call(kernels.search, search, first, second, shift)
+        found = compiled.call(kernels.search, search, first, second, shift)
         if found <= room:
             return first[:found], second[:found], shift.view(-1, 2)[:found]
         room = found

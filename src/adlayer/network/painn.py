@@ -9,19 +9,20 @@ Atom ``i`` carries scalars ``s_i`` (F) and vectors ``v_i`` (3, F). With edges ``
 
 Ours adds, for the denoiser, a condition vector ``c`` of each structure (noise level and the like) to the scalars that
 enter every message and update, and lets the edges of the last message end on the atoms that are read out only.
-Without conditions it is the published network. The message runs on kernels in C where a compiler is at hand
-(:mod:`adlayer.compiled`), else on PyTorch's operations.
+Without conditions it is the published network. The message runs on kernels where there are any
+(:mod:`adlayer.network.message`), else on PyTorch's operations.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adlayer.network.message import Ends, Message, available
+from adlayer.network.message import Ends, Message, available, device_ends
 from adlayer.network.neighbours import Edges
 
 # Not used, and freed at once: the GNU allocator learns from a mapped block just below its limit of 32 MiB to keep freed
@@ -84,13 +85,19 @@ class Geometry:
     n_senders: int
     n_receivers: int
     n_ways: int  # E/P
+    on_device: Any = None  # what stands for the ends on a GPU with kernels
 
     @property
-    def ends(self) -> Ends:
-        return Ends(self.receiver, self.sender, self.n_senders, self.n_receivers)
+    def ends(self) -> Any:
+        """What the kernels are given of the edges, where there are kernels."""
+        if self.on_device is not None:
+            return self.on_device
+        return Ends(self.receiver, self.sender, self.n_senders, self.n_receivers) if available(self.basis) else None
 
-    def onto(self, rows: Tensor) -> Geometry:
-        """The edges that end on the atoms where ``rows`` (N,) is true, which are then numbered from 0."""
+    def onto(self, rows: Tensor, n: int) -> Geometry:
+        """The edges that end on the n atoms where ``rows`` (N,) is true, which are then numbered from 0."""
+        if self.on_device is not None:
+            return replace(self, on_device=self.on_device.onto(rows, n))
         chosen = rows.index_select(0, self.receiver).nonzero()[:, 0]
         number, pair = rows.cumsum(0) - 1, chosen % len(self.basis)
         sign = 1.0 - 2.0 * (chosen >= len(self.basis)).to(self.unit.dtype)
@@ -100,7 +107,7 @@ class Geometry:
             self.basis.index_select(0, pair),
             self.unit.index_select(1, pair) * sign,
             self.n_senders,
-            int(rows.sum()),
+            n,
             1,
         )
 
@@ -147,7 +154,7 @@ class Interaction(nn.Module):
         context = self.context(s)  # (N, 3F)
         weights = torch.cat([self.filter.weight, self.filter.bias[:, None]], dim=1)  # (3F, n + 1)
         weights = torch.nn.functional.pad(weights, (0, geometry.basis.shape[1] - weights.shape[1]))
-        if available(s):
+        if geometry.ends is not None:
             v = s.new_zeros(3, *s.shape) if v is None else v
             filters = geometry.basis @ weights.T  # (P, 3F)
             total = Message.apply(geometry.ends, context, v, filters, geometry.unit)
@@ -230,25 +237,29 @@ class PaiNN(nn.Module):
         geometry = self._geometry(edges, vectors, len(s))
         kept = None if v is None else v.transpose(0, 1).contiguous()  # (3, N, F)
         layers = self.layers()
+        rows = None if read_out is None else read_out.nonzero()[:, 0]
         for interaction, mixing in layers if read_out is None else layers[:-1]:
             ds, dv = interaction(s, kept, condition, geometry)
             s, kept = mixing(s + ds, dv if kept is None else kept + dv, condition)
         kept = s.new_zeros(3, *s.shape) if kept is None else kept
-        if read_out is not None:
+        if read_out is not None and rows is not None:
             interaction, mixing = layers[-1]
-            rows = read_out.nonzero()[:, 0]
-            ds, dv = interaction(s, kept, condition, geometry.onto(read_out))
+            ds, dv = interaction(s, kept, condition, geometry.onto(read_out, len(rows)))
             theirs = None if condition is None else condition.at(rows)
             read, moved = mixing(s.index_select(0, rows) + ds, kept.index_select(1, rows) + dv, theirs)
             s, kept = s.index_copy(0, rows, read), kept.index_copy(1, rows, moved)
         return s, kept.transpose(0, 1)
 
     def _geometry(self, edges: Edges, vectors: Tensor, n_atoms: int) -> Geometry:
-        """Of the edges within the cutoff (a list made with a skin has others); lengths are kept away from 0."""
+        """Of the edges within the cutoff (a list made with a skin has others); lengths are kept away from 0.
+
+        On a GPU those beyond are kept, which count nothing: to sort them out is to wait for it.
+        """
         pairs = edges.n_pairs
         distance = torch.sqrt((vectors[:pairs] ** 2).sum(dim=-1) + 1e-12)  # (P,)
-        inside = (distance < self.cutoff).nonzero()[:, 0]
         receiver, sender = edges.receiver, edges.sender
+        on_device = device_ends(receiver[:pairs], sender[:pairs], n_atoms) if edges.paired else None
+        inside = (distance < self.cutoff).nonzero()[:, 0] if on_device is None else distance
         if len(inside) < pairs:
             every = inside if pairs == len(receiver) else torch.cat([inside, inside + pairs])
             receiver, sender, vectors = (x.index_select(0, every) for x in (receiver, sender, vectors))
@@ -258,4 +269,4 @@ class PaiNN(nn.Module):
         nothing = envelope.new_zeros(len(envelope), -(radial.shape[1] + 1) % _MULTIPLE)
         basis = torch.cat([radial, envelope, nothing], dim=-1)
         unit = vectors[: len(distance)].T.contiguous() / distance
-        return Geometry(receiver, sender, basis, unit, n_atoms, n_atoms, 2 if edges.paired else 1)
+        return Geometry(receiver, sender, basis, unit, n_atoms, n_atoms, 2 if edges.paired else 1, on_device)

@@ -17,6 +17,7 @@ import itertools
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import spglib
@@ -71,12 +72,20 @@ class Orbits:
     matrices: np.ndarray  # (m, 3, 3)
     shifts: np.ndarray  # (m, 3) Å
 
+    @cached_property
+    def free(self) -> bool:
+        """Whether all atoms go their own way."""
+        own = np.array_equal(self.source, np.arange(len(self.source)))
+        return own and bool((self.matrices == np.eye(3)).all())
+
     def place(self, points: np.ndarray) -> np.ndarray:
         """Positions (m, 3) that have the symmetry, from any (m, 3), Å."""
         return self.vectors(points) + self.shifts
 
     def vectors(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors (m, 3) that have the symmetry, from any (m, 3); of normal ones each is normal in its free space."""
+        if self.free:
+            return vectors
         turned: np.ndarray = np.einsum("mij,mj->mi", self.matrices, vectors[self.source])
         return turned
 

@@ -13,8 +13,10 @@ composition.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,8 @@ class Example:
 
     def repeat(self, n: int, m: int) -> Example:
         """The structure repeated n×m in the plane; energies per atom stay."""
+        if n == m == 1:
+            return self
         steps = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), -1).reshape(-1, 2) @ self.cell
         offsets = np.concatenate([steps, np.zeros((len(steps), 1))], axis=1)
         positions = (self.positions[None] + offsets[:, None]).reshape(-1, 3)
@@ -50,7 +54,7 @@ class Example:
             cell=self.cell * np.array([[n], [m]]),
         )
 
-    @property
+    @cached_property
     def mobile(self) -> np.ndarray:
         """(n,) bool: overlayer atoms."""
         mask: np.ndarray = self.tags == 0
@@ -60,6 +64,16 @@ class Example:
     def heights(self) -> np.ndarray:
         """Heights of the overlayer atoms above the top layer, Å."""
         return self.positions[self.mobile, 2] - self.top
+
+    @cached_property
+    def reach(self) -> tuple[float, float]:
+        """The lowest and the highest of them."""
+        return float(self.heights.min()), float(self.heights.max())
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Overlayer atoms of each element."""
+        return Counter(chemical_symbols[z] for z in self.numbers[self.mobile])
 
 
 @dataclass(frozen=True)

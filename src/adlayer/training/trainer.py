@@ -34,7 +34,7 @@ from adlayer.diffusion.kernels import ExactKernel, Kernel, PaperKernel
 from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch
-from adlayer.network.model import Architecture, Card, Model, composition_fractions, condition_row
+from adlayer.network.model import Architecture, Card, Model, composition_fractions
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset, Example, Frame, composition_baseline
 from adlayer.training.losses import (
@@ -99,20 +99,21 @@ def make_kernel(name: str) -> Kernel:
 
 def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, float]:
     """Walls around the structure: 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both beyond its atoms."""
-    heights = example.heights
-    low = min(rng.uniform(0.6, 1.4), heights.min() - 0.02)
-    high = max(rng.uniform(3.0, 6.0), heights.max() + 0.02)
+    lowest, highest = example.reach
+    low = min(rng.uniform(0.6, 1.4), lowest - 0.02)
+    high = max(rng.uniform(3.0, 6.0), highest + 0.02)
     return example.top + low, example.top + high
 
 
-def _conditions(example: Example, card: Card, rng: np.random.Generator, drop: float) -> Tensor:
-    counts = {
-        s: int(np.count_nonzero(example.numbers[example.mobile] == z))
-        for s, z in zip(card.elements, card.numbers, strict=True)
-    }
-    energy = None if rng.random() < drop else example.energy_above
-    fractions = None if rng.random() < drop else composition_fractions(counts, card.elements)
-    return condition_row(energy, fractions, card.n_conditions)
+def _conditions(examples: Sequence[Example], card: Card, rng: np.random.Generator, drop: float) -> Tensor:
+    """Conditions (B, K) of examples, each dropped by chance."""
+    rows = np.full((len(examples), card.n_conditions), np.nan, dtype=np.float32)
+    for row, example in zip(rows, examples, strict=True):
+        if rng.random() >= drop:
+            row[0] = example.energy_above
+        if rng.random() >= drop:
+            row[1:] = composition_fractions(example.counts, card.elements)
+    return torch.from_numpy(rows)
 
 
 def _draw_sigma(u: Tensor, batch: Batch, settings: Settings) -> Tensor:
@@ -177,7 +178,7 @@ class Validation:
         chosen = dataset.validation[:limit] or dataset.train[:limit]
         self.kernel = make_kernel(settings.kernel)
         self.batch = collate(chosen, [_random_window(e, rng) for e in chosen])
-        self.conditions = torch.stack([_conditions(e, card, rng, 0.5) for e in chosen])
+        self.conditions = _conditions(chosen, card, rng, 0.5)
         n_mobile = int(self.batch.mobile.sum())
         self.normals = [torch.from_numpy(rng.standard_normal((n_mobile, 3))).float() for _ in VALIDATION_SIGMAS]
         picks = rng.permutation(len(dataset.validation_frames))[: 4 * limit]
@@ -259,7 +260,12 @@ def train(
     model = make_model(dataset, architecture, settings, start).to(device)
     average = copy.deepcopy(model).eval()
     best, best_scores = copy.deepcopy(average), dict[str, float]()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=model.device.type == "cuda",
+    )
     step, before = 0, 0.0
     if state is not None:
         model.load_state_dict(state.weights)
@@ -360,7 +366,7 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
     chosen = [dataset.train[k] for k in rng.integers(len(dataset.train), size=settings.batch)]
     chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
     windows = iter([_random_window(e, rng) for e in chosen])
-    conditions = torch.stack([_conditions(e, model.card, rng, settings.drop_conditions) for e in chosen])
+    conditions = _conditions(chosen, model.card, rng, settings.drop_conditions)
     levels = torch.from_numpy(rng.random(len(chosen))).float()
     n_mobile = sum(int(e.mobile.sum()) for e in chosen)
     normals = torch.from_numpy(rng.standard_normal((n_mobile, 3))).float()
