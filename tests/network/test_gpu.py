@@ -108,21 +108,46 @@ def test_a_sign_that_is_wrong_is_seen(device: str, slab: Slab, monkeypatch: pyte
     assert _off(_score(denoiser, batch), right) > 1e-3
 
 
+def _compared(device: str, batch: Batch, cutoff: float, among_substrate: bool) -> int:
+    """How many pairs there are, after a look whether they are those of the search in PyTorch."""
+    edges = neighbours(batch.to(device=device), cutoff, among_substrate=among_substrate)
+    assert edges.paired
+    n = edges.n_pairs
+    found = torch.cat([edges.receiver[:n, None], edges.sender[:n, None], edges.shift[:n].long()], dim=1)
+    i, j, shift = pairs.close_pairs(batch, cutoff, among_substrate=among_substrate)
+    expected = torch.cat([i[:, None], j[:, None], shift.long()], dim=1)
+    assert sorted(found.tolist()) == sorted(expected.tolist())
+    return len(found)
+
+
 @pytest.mark.parametrize("among_substrate", [True, False])
 @pytest.mark.parametrize("cutoff", [3.0, 6.0])
 def test_the_same_neighbours(device: str, cutoff: float, among_substrate: bool, slab: Slab) -> None:
     for dtype in DTYPES:
         batch = _batch(slab, dtype)
         far = torch.tensor([9.3, -7.1, 0.0], dtype=dtype) * (torch.arange(len(batch.positions)) % 3)[:, None]
-        batch = batch.with_positions(batch.positions + far)
-        edges = neighbours(batch.to(device=device), cutoff, among_substrate=among_substrate)
-        assert edges.paired
-        n = edges.n_pairs
-        found = torch.cat([edges.receiver[:n, None], edges.sender[:n, None], edges.shift[:n].long()], dim=1)
-        i, j, shift = pairs.close_pairs(batch, cutoff, among_substrate=among_substrate)
-        expected = torch.cat([i[:, None], j[:, None], shift.long()], dim=1)
-        assert len(found) > 5
-        assert sorted(found.tolist()) == sorted(expected.tolist())
+        assert _compared(device, batch.with_positions(batch.positions + far), cutoff, among_substrate) > 5
+
+
+def test_the_same_neighbours_by_bins(device: str, slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pairs and as edges by the atoms that they end on, in a cell of three by three bins and in one without."""
+    from adlayer.network.gpu import neighbours as on_gpu
+
+    monkeypatch.setattr(on_gpu, "_FEW", 3)
+    large = slab(0).repeat((2, 2, 1))
+    large.info["confinement"] = [8.2, 12.5]
+    batch = to_batch([large, slab(1)], torch.float64)
+    assert pairs.candidates(batch.batch, batch.positions, batch.cell, 3.2)[1].shape[1] == 9
+    n = _compared(device, batch, 3.2, True)
+    there = batch.to(device=device)
+    edges = on_gpu.arrivals(there, there.positions, 3.2)
+    assert int(edges.start[-1]) == 2 * n
+    expected = neighbours(batch, 3.2)
+    lengths = expected.vectors(batch).norm(dim=1)
+    for atom in range(len(batch.positions)):
+        here = slice(int(edges.start[atom]), int(edges.start[atom + 1]))
+        distances = edges.distance[here].cpu().sort().values
+        torch.testing.assert_close(distances, lengths[expected.receiver == atom].sort().values)
 
 
 def _fast(device: str, dtype: torch.dtype, **options: object) -> FastForceField:

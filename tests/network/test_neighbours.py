@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
+from adlayer import compiled
 from adlayer.network import neighbours as module
 from adlayer.network.graph import to_batch
 from adlayer.network.neighbours import Edges, neighbours
@@ -31,7 +32,7 @@ def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "vesin":
         monkeypatch.setattr(module, "_FEW_ATOMS", 0)
     else:
-        assert module.library("neighbours", module._SOURCE, torch.float64) is not None or not shutil.which("cc")
+        assert compiled.library("neighbours", module._SOURCE, torch.float64) is not None or not shutil.which("cc")
 
 
 def _random(cell: tuple[tuple[float, float], ...], seed: int, n: int = 6) -> Atoms:

@@ -110,14 +110,14 @@ def test_a_missing_image_is_seen(wrong: Callable[..., torch.Tensor], monkeypatch
 
 @pytest.mark.parametrize("bin_", [0, 1, 4, 7])
 def test_a_missing_bin_is_seen(bin_: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    candidates = pairs._candidates
+    candidates = pairs.candidates
 
     def wrong(*arguments: object) -> tuple[torch.Tensor, ...]:
         order, first, count = candidates(*arguments)  # type: ignore[arg-type]
         return order, first, count.index_fill(1, torch.tensor([bin_]), 0)
 
     batch = to_batch([_random("of many bins", 0)], torch.float64)
-    monkeypatch.setattr(pairs, "_candidates", wrong)
+    monkeypatch.setattr(pairs, "candidates", wrong)
     assert not _same(batch)
 
 
@@ -133,8 +133,7 @@ def test_in_large_cells_the_candidates_grow_with_the_atoms() -> None:
     for n in (14, 28):
         slab = build_substrate("Ag(111)", f"p({n}x{n})", layers=2, lattice=4.167, window=(1.0, 5.0))
         batch = to_batch([slab], torch.float64)
-        fractional = torch.from_numpy(slab.get_scaled_positions()[:, :2])
-        counts.append(int(pairs._candidates(batch.batch, fractional, pairs._heights(batch.cell), 6.0)[2].sum()))
+        counts.append(int(pairs.candidates(batch.batch, batch.positions, batch.cell, 6.0)[2].sum()))
     assert 3.0 < counts[1] / counts[0] < 5.0
 
 

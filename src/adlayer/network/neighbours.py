@@ -1,9 +1,9 @@
 """Neighbour lists of a batch: pairs within a cutoff, every periodic image in the plane counted.
 
 An edge is ``(receiver i, sender j, shift)``; cells smaller than the cutoff give several edges for a pair of atoms, and
-edges from an atom to its own images. Searches give the same edges in different orders. Structures of up to some hundred
-atoms are compared each with each in a kernel, ``neighbours.c``, or on a GPU :mod:`adlayer.network.gpu.neighbours` up to
-thousands; otherwise the CPU has vesin, another device a search in PyTorch (:mod:`adlayer.network.pairs`).
+edges from an atom to its own images. Searches give the same edges in different orders. On the CPU: for structures of up
+to some hundred atoms the kernel ``neighbours.c``, which compares each with each, otherwise vesin. On a GPU: the kernel
+of :mod:`adlayer.network.gpu.neighbours`. On whatever else: a search in PyTorch (:mod:`adlayer.network.pairs`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from vesin import NeighborList
 
 from adlayer import compiled
-from adlayer.network import pairs
 from adlayer.network.graph import Batch
+from adlayer.network.pairs import close_pairs
 
 _SOURCE = Path(__file__).with_name("neighbours.c").read_text()
-_FEW_ATOMS, _FEW_DEVICE_ATOMS = 300, 12_000  # of a structure, on the CPU and a GPU: each is compared with each
+_FEW_ATOMS = 300  # of a structure: each is compared with each
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
     among_substrate
         Whether pairs of substrate atoms are wanted. The denoiser's substrate is rigid: they tell it nothing.
     """
-    if batch.positions.device.type == "cpu":
+    device = batch.positions.device
+    if compiled.for_gpu(device):
+        search = import_module("adlayer.network.gpu.neighbours").close_pairs
+        i, j, shift = search(batch, cutoff, among_substrate=among_substrate)
+    elif device.type != "cpu":
+        i, j, shift = close_pairs(batch, cutoff, among_substrate=among_substrate)
+    else:
         kernels = compiled.library("neighbours", _SOURCE, torch.float64)
         if kernels is not None and len(batch.positions) <= _FEW_ATOMS * batch.n_structures:
             i, j, shift = _each_with_each(kernels, batch, cutoff, among_substrate)
         else:
             i, j, shift = _listed(batch, cutoff, among_substrate)
-    else:
-        few = len(batch.positions) <= _FEW_DEVICE_ATOMS * batch.n_structures
-        module = (
-            "adlayer.network.gpu.neighbours" if few and compiled.for_gpu(batch.positions.device) else pairs.__name__
-        )
-        i, j, shift = import_module(module).close_pairs(batch, cutoff, among_substrate=among_substrate)
     return Edges(
         torch.cat([i, j]), torch.cat([j, i]), torch.cat([shift, -shift]).to(batch.positions.dtype), paired=True
     )

@@ -29,11 +29,10 @@ def close_pairs(batch: Batch, cutoff: float, *, among_substrate: bool = True) ->
         Atoms i and j (P,) with i ≤ j, and the shift (P, 2) of j's image in lattice steps, integers.
     """
     positions, cells = batch.positions.detach().double(), batch.cell.double()
-    fractional = (positions[:, :2, None] * torch.linalg.inv(cells)[batch.batch]).sum(1)  # (N, 2)
-    heights = _heights(cells)
-    images = _images(heights, cutoff)  # (T, 2)
+    fractional = _fractional(batch.batch, positions, cells)
+    images = _images(_heights(cells), cutoff)  # (T, 2)
     after = (images[:, 0] > 0) | ((images[:, 0] == 0) & (images[:, 1] > 0))  # (T,) one of each pair of opposite images
-    order, first, count = _candidates(batch.batch, fractional, heights, cutoff)
+    order, first, count = candidates(batch.batch, positions, cells, cutoff)
     last, around = count.flatten().cumsum(0), count.shape[1]  # one after the last candidate of each atom and bin
     before = first.flatten() - (last - count.flatten())
     mobile = batch.mobile
@@ -78,16 +77,24 @@ def _grid(n: int, m: int) -> Tensor:
     return torch.cartesian_prod(torch.arange(-n, n + 1), torch.arange(-m, m + 1))
 
 
-def _candidates(structure: Tensor, fractional: Tensor, heights: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+def _fractional(structure: Tensor, positions: Tensor, cells: Tensor) -> Tensor:
+    """Fractional coordinates in the plane (N, 2)."""
+    return (positions[:, :2, None] * torch.linalg.inv(cells)[structure]).sum(1)
+
+
+def candidates(structure: Tensor, positions: Tensor, cells: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     """The atoms in an order by bins (N,), and of each atom where those of the K bins around it begin, and how many.
 
-    The last two are (N, K); a bin that is not there, or there already, holds none.
+    The last two are (N, K); a bin that is not there, or there already, holds none. Of atoms of structures (N,) at
+    positions (N, 3) in cells (B, 2, 2), in double precision.
     """
+    fractional, heights = _fractional(structure, positions, cells), _heights(cells)
     strips = torch.floor(heights / cutoff).long()  # (B, 2)
     strips = torch.where(strips < 3, 1, strips)
     n_bins = strips.prod(dim=1)
     offset, mine = (n_bins.cumsum(0) - n_bins)[structure], strips[structure]  # (N,), (N, 2)
-    place = ((fractional - torch.floor(fractional)) * mine).long().minimum(mine - 1)  # (N, 2)
+    within = torch.nan_to_num(fractional - torch.floor(fractional))  # a lost atom lies in some bin, near to none
+    place = (within * mine).long().minimum(mine - 1)  # (N, 2)
     bins = offset + place[:, 0] * mine[:, 1] + place[:, 1]
     sizes = torch.bincount(bins, minlength=int(n_bins.sum()))
     starts = sizes.cumsum(0) - sizes

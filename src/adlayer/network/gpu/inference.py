@@ -55,7 +55,8 @@ class Kernels:
     ) -> None:
         _message[(len(s),)](
             edges.start, edges.sender, edges.distance, edges.unit, table, c, c if v is None else v,
-            c if wanted is None else wanted, s, t, **self.sizes, MOVED=v is not None, ALL=wanted is None, num_warps=_WARPS,
+            c if wanted is None else wanted, s, t, **self.sizes, MOVED=v is not None, ALL=wanted is None,
+            num_warps=_WARPS,
         )  # fmt: skip
 
     def message_gradient(

@@ -1,6 +1,7 @@
 """Neighbours on a GPU: each atom of a structure is compared with each, periodic images included.
 
-Either pairs, each once, for networks in training, or the edges by the atom that they end on, for those with fixed
+In large cells with those in its own bin and the ones around it alone (:mod:`adlayer.network.pairs`). What is found is
+either pairs, each once, for networks in training, or the edges by the atom that they end on, for those with fixed
 weights.
 """
 
@@ -14,8 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from adlayer.network.graph import Batch
+from adlayer.network.pairs import candidates
 
 _TOGETHER = 64  # atoms that one is compared with at once
+_FEW = 600  # atoms of a structure up to which there are no bins
 _ROOM = 1.25  # for more edges than there are at first
 
 
@@ -77,14 +80,20 @@ def _inputs(
     """What the search is given."""
     structures = torch.arange(batch.n_structures + 1, device=positions.device)
     start = torch.searchsorted(batch.batch, structures)
-    inputs = (positions.contiguous(), batch.cell.contiguous(), batch.batch.contiguous(), start, batch.tags.contiguous())
-    return inputs, {"CUTOFF": cutoff, "ALL": among_substrate, "TOGETHER": _TOGETHER, "num_warps": 2}
+    bins, lists = 0, 3 * (start,)
+    if len(positions) > _FEW * batch.n_structures:
+        lists = candidates(batch.batch, positions.double(), batch.cell.double(), cutoff)
+        bins = lists[1].shape[1]
+    arrays = (positions, batch.cell, batch.batch, start, batch.tags, *lists)
+    options = {"CUTOFF": cutoff, "ALL": among_substrate, "TOGETHER": _TOGETHER, "BINS": bins, "num_warps": 2}
+    return tuple(x.contiguous() for x in arrays), options
 
 
 @triton.jit
 def _search(
-    x, cell, structure, start, tags, counts, last, one, two, three,
-    CUTOFF: tl.constexpr, ALL: tl.constexpr, TOGETHER: tl.constexpr, WRITE: tl.constexpr, FULL: tl.constexpr,
+    x, cell, structure, start, tags, order, firsts, sizes, counts, last, one, two, three,
+    CUTOFF: tl.constexpr, ALL: tl.constexpr, TOGETHER: tl.constexpr, BINS: tl.constexpr, WRITE: tl.constexpr,
+    FULL: tl.constexpr,
 ):  # fmt: skip
     """Count the pairs of atom ``i`` with itself and those that follow it, or write them down: first, second, shift.
 
@@ -102,52 +111,61 @@ def _search(
         tl.load(x + 3 * i).to(tl.float64), tl.load(x + 3 * i + 1).to(tl.float64), tl.load(x + 3 * i + 2).to(tl.float64)
     )  # fmt: skip
     mobile = tl.load(tags + i) == 0
-    end = tl.load(start + b + 1)
     found = tl.zeros([1], dtype=tl.int32)
     place = tl.zeros([1], dtype=tl.int64)
     if WRITE:
         place += tl.load(last + i) - tl.load(counts + i)
-    begin = tl.load(start + b) if FULL else i.to(tl.int64)
-    while begin < end:
-        j = begin + tl.arange(0, TOGETHER)
-        there = j < end
-        dx = tl.load(x + 3 * j, mask=there, other=0.0).to(tl.float64) - xi
-        dy = tl.load(x + 3 * j + 1, mask=there, other=0.0).to(tl.float64) - yi
-        dz = tl.load(x + 3 * j + 2, mask=there, other=0.0).to(tl.float64) - zi
-        if not ALL:
-            there = there & (mobile | (tl.load(tags + j, mask=there, other=1) == 0))
-        nearest_a = -tl.floor((dx * by - dy * bx) / area + 0.5)
-        nearest_b = -tl.floor((dy * ax - dx * ay) / area + 0.5)
-        t_a = -n_a
-        while t_a <= n_a:
-            t_b = -n_b
-            while t_b <= n_b:
-                s_a, s_b = nearest_a + t_a, nearest_b + t_b
-                rx, ry = dx + s_a * ax + s_b * bx, dy + s_a * ay + s_b * by
-                square = rx * rx + ry * ry + dz * dz
-                after = (t_a > 0) | ((t_a == 0) & (t_b > 0))  # one of each pair of opposite images of an atom
-                if FULL:
-                    after = after | (t_a != 0) | (t_b != 0)
-                near = there & (square < CUTOFF * CUTOFF) & ((j != i) | after)
-                if WRITE:
-                    at = place + tl.cumsum(near.to(tl.int64), 0) - 1
+    k = b * 0
+    while k < (BINS if BINS else 1):
+        if BINS:
+            begin = tl.load(firsts + i * BINS + k)
+            end = begin + tl.load(sizes + i * BINS + k)
+        else:
+            begin, end = tl.load(start + b), tl.load(start + b + 1)
+        while begin < end:
+            place_j = begin + tl.arange(0, TOGETHER)
+            there = place_j < end
+            j = tl.load(order + place_j, mask=there, other=0) if BINS else place_j
+            if not FULL:
+                there = there & (j >= i)
+            dx = tl.load(x + 3 * j, mask=there, other=0.0).to(tl.float64) - xi
+            dy = tl.load(x + 3 * j + 1, mask=there, other=0.0).to(tl.float64) - yi
+            dz = tl.load(x + 3 * j + 2, mask=there, other=0.0).to(tl.float64) - zi
+            if not ALL:
+                there = there & (mobile | (tl.load(tags + j, mask=there, other=1) == 0))
+            nearest_a = -tl.floor((dx * by - dy * bx) / area + 0.5)
+            nearest_b = -tl.floor((dy * ax - dx * ay) / area + 0.5)
+            t_a = -n_a
+            while t_a <= n_a:
+                t_b = -n_b
+                while t_b <= n_b:
+                    s_a, s_b = nearest_a + t_a, nearest_b + t_b
+                    rx, ry = dx + s_a * ax + s_b * bx, dy + s_a * ay + s_b * by
+                    square = rx * rx + ry * ry + dz * dz
+                    after = (t_a > 0) | ((t_a == 0) & (t_b > 0))  # one of each pair of opposite images of an atom
                     if FULL:
-                        d = tl.sqrt(square + 1e-12)
-                        tl.store(one + at, j.to(tl.int32), mask=near)
-                        tl.store(two + at, d.to(x.dtype.element_ty), mask=near)
-                        tl.store(three + 3 * at, (rx / d).to(x.dtype.element_ty), mask=near)
-                        tl.store(three + 3 * at + 1, (ry / d).to(x.dtype.element_ty), mask=near)
-                        tl.store(three + 3 * at + 2, (dz / d).to(x.dtype.element_ty), mask=near)
+                        after = after | (t_a != 0) | (t_b != 0)
+                    near = there & (square < CUTOFF * CUTOFF) & ((j != i) | after)
+                    if WRITE:
+                        at = place + tl.cumsum(near.to(tl.int64), 0) - 1
+                        if FULL:
+                            d = tl.sqrt(square + 1e-12)
+                            tl.store(one + at, j.to(tl.int32), mask=near)
+                            tl.store(two + at, d.to(x.dtype.element_ty), mask=near)
+                            tl.store(three + 3 * at, (rx / d).to(x.dtype.element_ty), mask=near)
+                            tl.store(three + 3 * at + 1, (ry / d).to(x.dtype.element_ty), mask=near)
+                            tl.store(three + 3 * at + 2, (dz / d).to(x.dtype.element_ty), mask=near)
+                        else:
+                            tl.store(one + at, i.to(tl.int64) + tl.zeros_like(at), mask=near)
+                            tl.store(two + at, j, mask=near)
+                            tl.store(three + 2 * at, s_a.to(tl.int64), mask=near)
+                            tl.store(three + 2 * at + 1, s_b.to(tl.int64), mask=near)
+                        place += tl.sum(near.to(tl.int64), 0)
                     else:
-                        tl.store(one + at, i.to(tl.int64) + tl.zeros_like(at), mask=near)
-                        tl.store(two + at, j, mask=near)
-                        tl.store(three + 2 * at, s_a.to(tl.int64), mask=near)
-                        tl.store(three + 2 * at + 1, s_b.to(tl.int64), mask=near)
-                    place += tl.sum(near.to(tl.int64), 0)
-                else:
-                    found += tl.sum(near.to(tl.int32), 0)
-                t_b += 1
-            t_a += 1
-        begin += TOGETHER
+                        found += tl.sum(near.to(tl.int32), 0)
+                    t_b += 1
+                t_a += 1
+            begin += TOGETHER
+        k += 1
     if not WRITE:
         tl.store(counts + i + tl.zeros([1], dtype=tl.int32), found)
