@@ -83,7 +83,7 @@ class Run:
         sampling = Work("sampling", "sample", *cell, n, self.size.steps, False, 0.1, self.device, base)
         guided = Work("sampling_guided", "sample", *cell, n, self.size.steps // 2, True, 0.1, self.device, base)
         trained = [
-            Work(f"train_{name}_{batch}", "train", *small, batch, 5, force_field, 0.2, self.device)
+            Work(f"train_{name}_{batch}", "train", *small, batch, 20, force_field, 0.2, self.device)
             for batch in reversed(self.size.train)
             for name, force_field in (("denoiser", False), ("force_field", True))
         ]

@@ -39,8 +39,9 @@ run)
     export PYTHONPATH="$here/../src:$site" OMP_NUM_THREADS=1
     (
         cd "$here/.."
-        "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/network/test_pairs.py tests/network/test_gpu.py tests/energies/test_batched.py \
-            tests/network/test_accelerator.py tests/diffusion/test_accelerator.py tests/training/test_accelerator.py
+        "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/network/test_pairs.py tests/network/test_gpu.py \
+            tests/network/test_accelerator.py tests/energies/test_batched.py tests/diffusion/test_accelerator.py \
+            tests/training/test_accelerator.py tests/training/test_graphs.py
     ) || echo "GPU tests fail"
     "$python" "$here/gpu.py" "$@"
     ;;

@@ -93,6 +93,7 @@ def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
     edges = neighbours(to_batch(structures), work["network"]["cutoff"])
     facts = {"atoms": len(structures[0]), "edges": len(edges.sender) / len(structures)}
     n = work["batch"]
+    warm = 10 if work["device"] == "cuda" else 1  # steps; on a GPU graphs are recorded for batches of new sizes
 
     def run(seed: int) -> dict[str, Any]:
         watch, cost = Stopwatch(), {}
@@ -101,12 +102,12 @@ def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
             nonlocal watch, cost
             if work["device"] == "cuda":
                 torch.cuda.synchronize()
-            if step == 1:  # everything before counts as warming up
+            if step == warm:  # everything before counts as warming up
                 watch = Stopwatch()
-            cost = watch.cost(step - 1)
+            cost = watch.cost(step - warm)
 
         settings = Settings(
-            steps=work["steps"] + 1,
+            steps=work["steps"] + warm,
             batch=n,
             force_batch=n if work["force_field"] else 0,
             repeats=((1, 1),),

@@ -265,7 +265,7 @@ class ExactKernel:
         """Root-mean-square score (B, 3) by quadrature, to about 1e-3 of its value; never below 1e-3/σ."""
         narrow = sigma < _NARROW * torch.minimum(domain.frame.length, domain.frame.height)
         planar = torch.ones_like(sigma)
-        if not bool(narrow.all()):
+        if sigma.device.type != "cpu" or not bool(narrow.all()):  # elsewhere it would take longer to know
             frame = domain.frame[:, None]
             x, y = _planar_grid(frame, sigma[:, None])
             log_p, along, across = wrapped_normal_2d(x, y, frame, sigma[:, None].expand_as(x))
@@ -365,8 +365,8 @@ def _planar_grid(frame: Frame, sigma: Tensor, points: int = 12) -> tuple[Tensor,
 _TABLE_STEP, _TABLE_END, _THIN = 0.01, 1.5, 0.05  # in σ/w; thinner than _THIN the two walls do not meet
 
 
-@lru_cache(maxsize=1)
-def _information_table() -> Tensor:
+@lru_cache(maxsize=4)
+def _information_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     """``σ² E s_z²`` of the reflected kernel at σ/w = 0, 0.01, …, 1.5.
 
     Midpoints resolve the even, 2w-periodic integrand with spectral accuracy. Below σ/w = 0.05 each wall acts for
@@ -381,12 +381,12 @@ def _information_table() -> Tensor:
 
     value = ratio.square() * torch.stack([mean_square(sigma) for sigma in ratio])  # one at a time: all take 250 MiB
     thin = torch.arange(round(_THIN / _TABLE_STEP)).double() * _TABLE_STEP
-    return torch.cat([1.0 - (1.0 - value[0]) * thin / ratio[0], value])
+    return torch.cat([1.0 - (1.0 - value[0]) * thin / ratio[0], value]).to(device, dtype)
 
 
 def _reflected_information(ratio: Tensor) -> Tensor:
     """``σ² E s_z²`` (B,) of the reflected kernel at σ/w, by linear interpolation; past 1.5 it is below the floor."""
-    table = _information_table().to(ratio)
+    table = _information_table(ratio.dtype, ratio.device)
     place = (ratio / _TABLE_STEP).clamp(max=len(table) - 1.001)
     index = place.long()
     return torch.lerp(table[index], table[index + 1], place - index)

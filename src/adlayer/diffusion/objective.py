@@ -11,8 +11,10 @@ from torch import Tensor
 from adlayer.diffusion.kernels import Domain
 
 
-def score_matching_loss(predicted: Tensor, target: Tensor, scale: Tensor, domain: Domain) -> Tensor:
-    """Mean over atoms of ``|(predicted − target)/scale|²``, a scalar.
+def score_matching_loss(
+    predicted: Tensor, target: Tensor, scale: Tensor, domain: Domain, weight: Tensor | None = None
+) -> Tensor:
+    """Mean over atoms of ``|(predicted − target)/scale|²``, a scalar, or their sum with weights.
 
     Parameters
     ----------
@@ -22,5 +24,8 @@ def score_matching_loss(predicted: Tensor, target: Tensor, scale: Tensor, domain
         (B, 3) root-mean-square scores, as by ``Kernel.score_scale``, 1/Å.
     domain
         Says which structure each atom belongs to.
+    weight
+        (M,) of each atom.
     """
-    return ((predicted - target) / domain.per_atom(scale)).square().sum(-1).mean()
+    losses = ((predicted - target) / domain.per_atom(scale)).square().sum(-1)  # (M,)
+    return losses.mean() if weight is None else (weight * losses).sum()

@@ -151,12 +151,20 @@ class Denoiser(nn.Module):
     def inputs(self, batch: Batch, sigma: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What enters the PaiNN: scalars (N, F), vectors (N, 3, F), and the condition of each structure (B, F)."""
         kind = batch.mobile.long() if not self.lift else batch.mobile.long() + 2 * (batch.tags > 1)
-        s = self.embedding(self.n_kinds * self.species(batch.numbers) + kind) + self.walls(self._walls(batch, sigma))
+        embedded = self.embedding.weight.index_select(0, self.n_kinds * self.species(batch.numbers) + kind)
+        s = embedded + self.walls(self._walls(batch, sigma))
         v = s.new_zeros(len(s), 3, s.shape[1])
         v[:, 2] = self.normal(s)
         return s, v, self._condition(sigma, conditions)
 
-    def forward(self, batch: Batch, sigma: Tensor, conditions: Tensor, edges: Edges | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Batch,
+        sigma: Tensor,
+        conditions: Tensor,
+        edges: Edges | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Normalised score of the overlayer atoms, of order one.
 
         Parameters
@@ -167,8 +175,8 @@ class Denoiser(nn.Module):
             Noise level of each structure (B,), Å.
         conditions
             (B, K), NaN where not given.
-        edges
-            From :meth:`edges`, if they are known already.
+        edges, rows
+            From :meth:`edges`, and the overlayer's atoms (M,), if they are known already.
 
         Returns
         -------
@@ -176,10 +184,10 @@ class Denoiser(nn.Module):
             (M, 3) for the M overlayer atoms, in the order of the batch.
         """
         edges = self.edges(batch) if edges is None else edges
+        rows = batch.mobile.nonzero()[:, 0] if rows is None else rows
         s, v, condition = self.inputs(batch, sigma, conditions)
         vectors = edges.vectors(lifted(batch, self.lift))
-        s, v = self.painn(s, v, edges, vectors, Condition(condition, batch.batch), read_out=batch.mobile)
-        rows = batch.mobile.nonzero()[:, 0]
+        s, v = self.painn(s, v, edges, vectors, Condition(condition, batch.batch), read_out=(batch.mobile, rows))
         return self.read_out(s.index_select(0, rows), v.index_select(0, rows))
 
 
@@ -256,16 +264,17 @@ class ForceField(nn.Module):
             core = self._core(batch.with_positions(positions), edges).sum()
             (gradient,) = torch.autograd.grad(core, positions)
         with torch.no_grad():
-            s, v = self._atoms(batch, edges, read_out=batch.mobile)
+            s, v = self._atoms(batch, edges, read_out=(batch.mobile, rows))
             return self.force(s.index_select(0, rows), v.index_select(0, rows)) * self.scale - gradient[rows]
 
     def scalars(self, batch: Batch) -> Tensor:
         """What enters the PaiNN (N, F)."""
         deeper = (batch.tags > 1).long() if self.lift else 0
-        embedded: Tensor = self.embedding(self.n_kinds * self.species(batch.numbers) + deeper)
-        return embedded
+        return self.embedding.weight.index_select(0, self.n_kinds * self.species(batch.numbers) + deeper)
 
-    def _atoms(self, batch: Batch, edges: Edges, read_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _atoms(
+        self, batch: Batch, edges: Edges, read_out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, F) after the network; direct forces need no gradient in the positions."""
         s = self.scalars(batch)
         vectors = edges.vectors(lifted(batch, self.lift))
@@ -277,10 +286,12 @@ class ForceField(nn.Module):
     def _core(self, batch: Batch, edges: Edges) -> Tensor:
         """Core repulsion of each atom (N,), eV: half of every pair."""
         radii = self.radii.index_select(0, batch.numbers)  # (N,)
-        with torch.no_grad():
-            square = (edges.vectors(batch)[: edges.n_pairs] ** 2).sum(dim=-1)
-            near = (square < (2.0 * radii.max()) ** 2).nonzero()[:, 0]
-        pairs = Edges(edges.receiver[near], edges.sender[near], edges.shift[near])
+        n = edges.n_pairs
+        pairs = Edges(edges.receiver[:n], edges.sender[:n], edges.shift[:n])
+        if radii.device.type == "cpu":  # elsewhere it would take longer to know which are near
+            with torch.no_grad():
+                square = (pairs.vectors(batch) ** 2).sum(dim=-1)
+            pairs = pairs.keep(square < (2.0 * radii.max()) ** 2)
         contact = radii.index_select(0, pairs.receiver) + radii.index_select(0, pairs.sender)
         distance = torch.sqrt((pairs.vectors(batch) ** 2).sum(dim=-1) + 1e-12)
         half = 0.5 * CORE_STRENGTH * (1.0 - distance / contact).clamp(min=0.0) ** 2

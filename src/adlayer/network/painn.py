@@ -219,7 +219,7 @@ class PaiNN(nn.Module):
         edges: Edges,
         vectors: Tensor,
         condition: Condition | None = None,
-        read_out: Tensor | None = None,
+        read_out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, F) after all interactions.
 
@@ -232,19 +232,20 @@ class PaiNN(nn.Module):
         condition
             What the structures are conditioned on.
         read_out
-            Mask (N,): atoms whose result is wanted. Others need no last interaction and keep what they had before it.
+            Mask (N,) and rows (R,) of the atoms whose result is wanted. Others need no last interaction and keep what
+            they had before it.
         """
         geometry = self._geometry(edges, vectors, len(s))
         kept = None if v is None else v.transpose(0, 1).contiguous()  # (3, N, F)
         layers = self.layers()
-        rows = None if read_out is None else read_out.nonzero()[:, 0]
         for interaction, mixing in layers if read_out is None else layers[:-1]:
             ds, dv = interaction(s, kept, condition, geometry)
             s, kept = mixing(s + ds, dv if kept is None else kept + dv, condition)
         kept = s.new_zeros(3, *s.shape) if kept is None else kept
-        if read_out is not None and rows is not None:
+        if read_out is not None:
             interaction, mixing = layers[-1]
-            ds, dv = interaction(s, kept, condition, geometry.onto(read_out, len(rows)))
+            mask, rows = read_out
+            ds, dv = interaction(s, kept, condition, geometry.onto(mask, len(rows)))
             theirs = None if condition is None else condition.at(rows)
             read, moved = mixing(s.index_select(0, rows) + ds, kept.index_select(1, rows) + dv, theirs)
             s, kept = s.index_copy(0, rows, read), kept.index_copy(1, rows, moved)

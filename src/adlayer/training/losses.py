@@ -46,16 +46,22 @@ def collate_frames(frames: Sequence[Frame], device: torch.device | str = "cpu") 
     return batch, energies.to(device), forces.to(device)
 
 
+def noised(kernel: Kernel, batch: Batch, sigma: Tensor, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlayer atoms with noise and without (M, 3), Å, and their rows (M,) in the batch."""
+    rows = batch.mobile.nonzero()[:, 0]
+    clean = batch.positions[rows]
+    return kernel.perturb(clean, sigma, normal, Domain(batch.cell, batch.window, batch.batch[rows])), clean, rows
+
+
 def denoising_loss(
     model: Model, kernel: Kernel, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor
 ) -> Tensor:
     """Score-matching loss of a batch at the given noise levels (B,), with standard normals (M, 3)."""
-    domain = Domain(batch.cell, batch.window, batch.batch[batch.mobile])
-    clean = batch.positions[batch.mobile]
-    noisy = kernel.perturb(clean, sigma, normal, domain)
+    noisy, clean, rows = noised(kernel, batch, sigma, normal)
+    domain = Domain(batch.cell, batch.window, batch.batch[rows])
     scale = kernel.score_scale(sigma, domain)
     target = kernel.score(noisy, clean, sigma, domain)
-    positions = batch.positions.index_copy(0, batch.mobile.nonzero()[:, 0], noisy)
+    positions = batch.positions.index_copy(0, rows, noisy)
     predicted = model.denoiser(batch.with_positions(positions), sigma, conditions) * scale[domain.batch]
     return score_matching_loss(predicted, target, scale, domain)
 
@@ -69,9 +75,10 @@ def force_field_errors(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, T
     return (energy - (energies - baseline).to(energy.dtype)) / counts, predicted - forces
 
 
-def huber(error: Tensor, unit: float) -> Tensor:
-    """Sum of the Huber losses of errors in a unit."""
-    return torch.nn.functional.smooth_l1_loss(error / unit, torch.zeros_like(error), reduction="sum")
+def huber(error: Tensor, unit: float, weight: Tensor | None = None) -> Tensor:
+    """Sum of the Huber losses of errors in a unit, weighted by what broadcasts to them."""
+    losses = torch.nn.functional.smooth_l1_loss(error / unit, torch.zeros_like(error), reduction="none")
+    return losses.sum() if weight is None else (losses * weight).sum()
 
 
 def force_field_loss(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:

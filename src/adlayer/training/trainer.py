@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adlayer import compiled
 from adlayer.diffusion.kernels import ExactKernel, Kernel, PaperKernel
 from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
 from adlayer.errors import UserError
@@ -37,6 +38,7 @@ from adlayer.network.graph import Batch
 from adlayer.network.model import Architecture, Card, Model, composition_fractions
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset, Example, Frame, composition_baseline
+from adlayer.training.graphs import Graphs
 from adlayer.training.losses import (
     ENERGY_UNIT,
     FORCE_UNIT,
@@ -276,6 +278,7 @@ def train(
         step, before = state.step, state.elapsed
     validation = Validation(dataset, model.card, settings)
     kernel = make_kernel(settings.kernel)
+    graphs = Graphs(model, kernel) if compiled.for_gpu(model.device) else None
     model.train()
     begun = last = time.monotonic()
     sums, count = np.zeros(2), 0
@@ -308,7 +311,7 @@ def train(
             return best
         for group in optimizer.param_groups:
             group["lr"] = _rate(settings, step, before + time.monotonic() - begun)
-        sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper)
+        sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper, graphs)
         step, count = step + 1, count + 1
         elapsed = before + time.monotonic() - begun
         fraction = max(
@@ -358,7 +361,9 @@ def _blocks(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
     return blocks
 
 
-def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
+def _denoiser_gradients(
+    model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int, graphs: Graphs | None = None
+) -> float:
     """Accumulate the gradients of one batch for the denoiser, a block of structures at a time."""
     if not settings.batch:
         return 0.0
@@ -370,10 +375,14 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
     levels = torch.from_numpy(rng.random(len(chosen))).float()
     n_mobile = sum(int(e.mobile.sum()) for e in chosen)
     normals = torch.from_numpy(rng.standard_normal((n_mobile, 3))).float()
-    parts = _blocks(chosen, model.device)
+    parts, total = _blocks(chosen, model.device), 0.0
+    if graphs is not None and len(parts) == 1:
+        batch = collate(chosen, list(windows))
+        total = float(graphs.denoiser(batch, _draw_sigma(levels, batch, settings), conditions, normals))
+        torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 5.0)
+        return total
     drawn = [x.to(model.device).split([len(part) for part in parts]) for x in (conditions, levels)]
     noise = normals.to(model.device).split([sum(int(e.mobile.sum()) for e in part) for part in parts])
-    total = 0.0
     for part, given, level, normal in zip(parts, *drawn, noise, strict=True):
         batch = collate(part, list(islice(windows, len(part))), model.device)
         sigma = _draw_sigma(level, batch, settings)
@@ -384,14 +393,21 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
     return total
 
 
-def _force_field_gradients(model: Model, dataset: Dataset, settings: Settings, step: int) -> float:
+def _force_field_gradients(
+    model: Model, dataset: Dataset, settings: Settings, step: int, graphs: Graphs | None = None
+) -> float:
     """Accumulate the gradients of one batch of frames for the force field, a block at a time."""
     if not (settings.force_batch and dataset.frames):
         return 0.0
     rng = np.random.default_rng([settings.seed, step, 1])
     frames = [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
     n_components, total = 3 * sum(len(f.numbers) for f in frames), 0.0
-    for part in _blocks(frames, model.device):
+    parts = _blocks(frames, model.device)
+    if graphs is not None and len(parts) == 1:
+        total = float(graphs.force_field(frames))
+        torch.nn.utils.clip_grad_norm_(model.force_field.parameters(), 5.0)
+        return total
+    for part in parts:
         energy, force = force_field_errors(model, part)
         loss = huber(energy, ENERGY_UNIT) / len(frames) + huber(force, FORCE_UNIT) / n_components
         loss.backward()
@@ -409,12 +425,20 @@ def _step(
     settings: Settings,
     step: int,
     helper: Executor,
+    graphs: Graphs | None,
 ) -> np.ndarray:
-    """One optimisation step; returns both losses. The two networks share nothing, so each has a thread."""
+    """One optimisation step; returns both losses.
+
+    The two networks share nothing, so each has a thread, but where graphs are recorded, which a second would disturb.
+    """
     optimizer.zero_grad(set_to_none=True)
-    waiting = helper.submit(_force_field_gradients, model, dataset, settings, step)
-    score = _denoiser_gradients(model, dataset, kernel, settings, step)
-    force = waiting.result()
+    if graphs is None:
+        waiting = helper.submit(_force_field_gradients, model, dataset, settings, step, None)
+        score = _denoiser_gradients(model, dataset, kernel, settings, step, None)
+        force = waiting.result()
+    else:
+        score = _denoiser_gradients(model, dataset, kernel, settings, step, graphs)
+        force = _force_field_gradients(model, dataset, settings, step, graphs)
     optimizer.step()
     keep = min(settings.average, (1 + step) / (10 + step))
     with torch.no_grad():

@@ -1,0 +1,148 @@
+"""Losses of batches that are filled up to round sizes, and their replays: graphs are pretended, or real on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from adlayer.network.graph import Batch
+from adlayer.network.model import Architecture, Model
+from adlayer.network.neighbours import neighbours
+from adlayer.training import graphs as module
+from adlayer.training import trainer
+from adlayer.training.dataset import Dataset
+from adlayer.training.graphs import Graphs, filled, filled_edges, round_size
+from adlayer.training.losses import collate
+from adlayer.training.trainer import Settings, make_kernel, make_model
+
+SETTINGS = Settings(steps=4, batch=4, force_batch=3, repeats=((1, 1), (2, 1)))
+
+
+def _gradients(model: Model, dataset: Dataset, settings: Settings, step: int, graphs: Graphs | None) -> list[Tensor]:
+    """Both losses and the gradients of all parameters in one step."""
+    model.zero_grad(set_to_none=True)
+    score = trainer._denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step, graphs)
+    force = trainer._force_field_gradients(model, dataset, settings, step, graphs)
+    return [torch.tensor([score, force]), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def _differ(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest difference, over the largest value of its kind."""
+    assert len(found) == len(expected) > 20
+    parts = zip(found, expected, strict=True)
+    return max(float((a.cpu() - b.cpu()).abs().max() / (b.abs().max().cpu() + 1e-6)) for a, b in parts)
+
+
+class _Pretended:
+    """Does the work anew on the inputs that it was made with, wherever their numbers come from."""
+
+    made = 0
+
+    def __init__(self, function: object, inputs: module.Inputs, pool: object) -> None:
+        _Pretended.made += 1
+        self.function, self.inputs = function, {name: x.clone() for name, x in inputs.items()}
+
+    def __call__(self, inputs: module.Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        for name, there in self.inputs.items():
+            there.copy_(inputs[name])
+        return self.function(self.inputs)  # type: ignore[operator, no-any-return]
+
+
+@pytest.mark.parametrize("kernel", ["exact", "paper"])
+def test_what_fills_up_weighs_nothing(kernel: str, dataset: Dataset, tiny: Architecture) -> None:
+    """Without CUDA the loss of the filled batch is worked out by PyTorch's operations."""
+    settings = replace(SETTINGS, kernel=kernel)
+    model = make_model(dataset, tiny, settings).train()
+    graphs = Graphs(model, make_kernel(kernel))
+    for step in range(3):
+        expected = _gradients(model, dataset, settings, step, None)
+        assert _differ(_gradients(model, dataset, settings, step, graphs), expected) < 1e-4
+    if not torch.cuda.is_available():
+        assert not graphs._denoiser.works
+        assert not graphs._force_field.works
+
+
+def test_a_filling_that_weighs_is_seen(dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the atoms that fill up belong to the last structure."""
+
+    def wrong(batch: Batch) -> Batch:
+        whole = filled(batch)
+        return replace(whole, batch=whole.batch.clamp(max=batch.n_structures - 1))
+
+    monkeypatch.setattr(module, "filled", wrong)
+    model = make_model(dataset, tiny, SETTINGS).train()
+    expected = _gradients(model, dataset, SETTINGS, 0, None)
+    found = _gradients(model, dataset, SETTINGS, 0, Graphs(model, make_kernel("exact")))
+    assert not _differ(found, expected) < 1e-3
+
+
+def test_replays_are_of_their_own_inputs(dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_Graph", _Pretended)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    _Pretended.made = 0
+    model = make_model(dataset, tiny, SETTINGS).train()
+    graphs = Graphs(model, make_kernel("exact"))
+    for step in (0, 1, 2, 0, 1, 2):
+        expected = _gradients(model, dataset, SETTINGS, step, None)
+        assert _differ(_gradients(model, dataset, SETTINGS, step, graphs), expected) < 1e-4
+    assert graphs._denoiser.works
+    assert 2 <= _Pretended.made <= 6
+
+
+def test_a_graph_that_is_wrong_is_not_used(
+    dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(_Pretended):
+        def __call__(self, inputs: module.Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            loss, gradients = super().__call__(inputs)
+            return loss, tuple(None if g is None else 1.01 * g for g in gradients)
+
+    monkeypatch.setattr(module, "_Graph", Wrong)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    model = make_model(dataset, tiny, SETTINGS).train()
+    graphs = Graphs(model, make_kernel("exact"))
+    for _ in range(2):
+        expected = _gradients(model, dataset, SETTINGS, 0, None)
+        assert _differ(_gradients(model, dataset, SETTINGS, 0, graphs), expected) < 1e-4
+        assert not graphs._denoiser.works
+
+
+def test_batches_and_edges_have_round_sizes(dataset: Dataset) -> None:
+    batch = collate(dataset.train[:3], [(10.0, 14.0)] * 3)
+    whole = filled(batch)
+    n_mobile, n = int(whole.mobile.sum()), len(whole.numbers)
+    assert n_mobile == round_size(int(batch.mobile.sum()))
+    assert n - n_mobile == round_size(int((~batch.mobile).sum()))
+    assert whole.n_structures == batch.n_structures + 1
+    assert torch.equal(whole.positions[: len(batch.numbers)], batch.positions)
+    edges = neighbours(batch, 5.0)
+    assert len(filled_edges(edges, n)["receiver"]) == 2 * round_size(edges.n_pairs)
+
+
+@contextmanager
+def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How often real graphs are replayed."""
+    replayed: list[int] = []
+    call = module._Graph.__call__
+    monkeypatch.setattr(module._Graph, "__call__", lambda self, inputs: (replayed.append(1), call(self, inputs))[1])
+    yield replayed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["exact", "paper"])
+def test_real_graphs(kernel: str, dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, kernel=kernel)
+    model = make_model(dataset, tiny, settings).train().to("cuda")
+    graphs = Graphs(model, make_kernel(kernel))
+    with _counted(monkeypatch) as replayed:
+        for step in (0, 1, 2, 0, 1, 2):
+            expected = _gradients(model, dataset, settings, step, None)
+            assert _differ(_gradients(model, dataset, settings, step, graphs), expected) < 1e-3
+    assert graphs._denoiser.works
+    assert graphs._force_field.works
+    assert len(replayed) >= 6
