@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,19 +131,23 @@ def test_on_a_gpu_what_is_done_once_is_taken_off() -> None:
 def test_the_gpu_benchmark_runs_without_gpu_and_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = gpu.Size(sample=2, train=(2,), steps=8, peer_steps=4, cells=(2, 3), together=60)
+    size = gpu.Size(sample=2, train=(2,), steps=8, peer_steps=4, cells=(2, 3), together=60, search=1)
     monkeypatch.setattr(gpu, "LEAST", 1)
     monkeypatch.setenv("ADLAYER_PEER", str(tmp_path / "nothing"))
-    run = gpu.Run("cpu", size, 0.0, tmp_path / "gpu.json", compiled=False)
+    run = gpu.Run("cpu", size, 0.0, tmp_path / "gpu.json")
     sampling = run.works()[0]
     assert (sampling.batch, sampling.target, sampling.device) == (2, 0.1, "cpu")
-    gpu.compare(run, sampling, 0.0)
+    with ThreadPoolExecutor(1) as pool:
+        peer = pool.submit(gpu.start_peer, run, sampling, tmp_path)
+    gpu.compare(run, sampling, 0.0, peer, tmp_path / "peer.log")
     assert "peer skipped: peer_agedi.py ended early" in capsys.readouterr().out
     gpu.alone(run, "parts.default", gpu.parts, "default")
     gpu.alone(run, "scaling.default", gpu.curve, "default")
+    gpu.alone(run, "search.fast", gpu.search, "fast")
     content = json.loads((tmp_path / "gpu.json").read_text())
     assert set(content["works"]["sampling"]["sides"]) == {"same", "default"}
     assert content["works"]["sampling"]["sides"]["same"]["with_setup_s"]["median"] > 0.0
     assert content["parts"]["default"]["structures"] == 2
     assert [p["copies"] for p in content["scaling"]["default"]["points"]] == [60 // 13, 60 // 28]
+    assert content["search"]["fast"]["s_per_structure"] > 0.0
     assert content["ratios"] == {}

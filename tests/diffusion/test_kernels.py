@@ -19,6 +19,7 @@ from adlayer.diffusion.kernels import (
     ExactKernel,
     Kernel,
     PaperKernel,
+    ScaleTable,
     fold,
     minimum_image,
     mirror,
@@ -434,3 +435,16 @@ def test_structures_of_a_batch_do_not_mix() -> None:
             )
             torch.testing.assert_close(together[own], kernel.score(noisy[own], clean[own], sigma[b : b + 1], alone))
             torch.testing.assert_close(scales[b : b + 1], kernel.score_scale(sigma[b : b + 1], alone))
+
+
+@pytest.mark.parametrize("name", ["needle", "left-handed"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_table_of_score_scales(kernel: Kernel, name: str) -> None:
+    """To the accuracy of the scale itself, which has seams; far better between them."""
+    domain = domain_of(CELLS[name], 0)
+    sigma = torch.logspace(-2.0, 1.3, 1001, dtype=torch.float64)
+    many = Domain(domain.cell.expand(1001, 2, 2), domain.window.expand(1001, 2), domain.batch)
+    expected = kernel.score_scale(sigma, many)
+    off = ((ScaleTable.of(kernel, domain)(sigma) - expected).abs() / expected).amax(dim=1)
+    assert float(off.max()) < 2e-3
+    assert float(off.median()) < 1e-5

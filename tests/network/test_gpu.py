@@ -53,7 +53,8 @@ def _batch(slab: Slab, dtype: torch.dtype = torch.float64) -> Batch:
 
 def _score(denoiser: Denoiser | FastDenoiser, batch: Batch) -> Tensor:
     sigma, conditions = torch.tensor([0.1, 1.5]), torch.tensor([[0.2, float("nan")], [0.0, 0.5]])
-    return denoiser(batch, sigma.to(batch.positions), conditions.to(batch.positions)).detach().cpu()
+    given = (x[: batch.n_structures].to(batch.positions) for x in (sigma, conditions))
+    return denoiser(batch, *given).detach().cpu()
 
 
 def _force_field(dtype: torch.dtype = torch.float64, **options: object) -> ForceField:
@@ -171,13 +172,18 @@ def test_forces_are_those_of_the_module(device: str, direct: bool, lift: float, 
 
 
 def test_scores_are_those_of_the_module(device: str, slab: Slab) -> None:
+    """Call after call, from a graph at the third, with positions that change; then of another batch."""
     for dtype in DTYPES:
-        batch, fast = _batch(slab, dtype), fast_denoiser(_denoiser(dtype, lift=1.1).to(device))
+        module, fast = _denoiser(torch.float64, lift=1.1), fast_denoiser(_denoiser(dtype, lift=1.1).to(device))
         assert isinstance(fast, FastDenoiser)
-        expected = _score(_denoiser(torch.float64, lift=1.1), batch.to(torch.float64))
-        there = batch.to(device=device)
-        for _ in range(4):  # from a graph at the third
-            assert _off(_score(fast, there), expected) < TOLERANCE[dtype]
+        batch = _batch(slab, dtype)
+        for some in (batch, batch.subset(torch.tensor([True, False]))[0]):
+            there = some.to(device=device)
+            for k in range(4):
+                shift = torch.tensor([0.1, 0.05, -0.02], dtype=dtype) * k * some.mobile[:, None]
+                expected = _score(module, some.with_positions(some.positions + shift).to(torch.float64))
+                found = _score(fast, there.with_positions(there.positions + shift.to(device)))
+                assert _off(found, expected) < TOLERANCE[dtype]
 
 
 def test_the_comparison_sees_a_coarser_table(device: str, slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:

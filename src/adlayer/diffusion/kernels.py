@@ -329,7 +329,7 @@ _SCALE_KNOTS, _SCALE_RANGE = 4096, (1e-3, 1e2)  # Å
 
 @dataclass(frozen=True)
 class ScaleTable:
-    """The score scale of one domain, linear in log σ between knots: to 1e-5, across its seams to its own accuracy."""
+    """The score scale of one domain, linear in log σ between knots: as accurate as it is itself."""
 
     values: Tensor  # (knots, 3) σ times the scale
 

@@ -45,8 +45,8 @@ class Ends:
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether there are kernels for tensors of this device and floating-point type."""
-    return compiled.for_gpu(tensor.device) or (tensor.device.type == "cpu" and library(tensor.dtype) is not None)
+    """Whether there are kernels in C for tensors of this device and floating-point type."""
+    return tensor.device.type == "cpu" and library(tensor.dtype) is not None
 
 
 def device_ends(first: Tensor, second: Tensor, n_atoms: int) -> Any:
