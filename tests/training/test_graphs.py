@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from stand_in import accelerator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
+from adlayer.diffusion import kernels
+from adlayer.network import painn
 from adlayer.network.graph import Batch
+from adlayer.network.heads import Denoiser
 from adlayer.network.model import Architecture, Model
 from adlayer.network.neighbours import neighbours
 from adlayer.training import graphs as module
@@ -122,6 +129,88 @@ def test_batches_and_edges_have_round_sizes(dataset: Dataset) -> None:
     assert torch.equal(whole.positions[: len(batch.numbers)], batch.positions)
     edges = neighbours(batch, 5.0)
     assert len(filled_edges(edges, n)["receiver"]) == 2 * round_size(edges.n_pairs)
+
+
+class _Recording(TorchDispatchMode):
+    """Refuses what a graph cannot record: to read a value, to make a result of unknown size, to copy across devices."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.split("::")[1]
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        by_mask = name == "index" and any(x.dtype == torch.bool for x in tensors[1:])
+        if by_mask or name in {"_local_scalar_dense", "nonzero", "masked_select", "_linalg_check_errors", "bincount"}:
+            raise RuntimeError(f"{name} waits for the device")
+        wanted = (kwargs or {}).get("device")
+        if name in {"_to_copy", "copy_"} and len({x.device for x in tensors} | ({wanted} - {None})) > 1:
+            raise RuntimeError(f"{name} copies between devices")
+        return function(*args, **(kwargs or {}))
+
+
+class _Ends:
+    """Stands for the edges' ends on a GPU."""
+
+    def __init__(self, first: Tensor, second: Tensor, n_receivers: int) -> None:
+        self.n_receivers = n_receivers
+
+    def onto(self, read_out: Tensor, n_receivers: int) -> _Ends:
+        return _Ends(read_out, read_out, n_receivers)
+
+
+def _message(ends: _Ends, c: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    """Something of the message's shape that depends on all that the message depends on."""
+    features = v.shape[-1]
+    mixed = (c[:, :features] + v.sum(0)) * (w.sum() + u.sum())
+    return mixed[: ends.n_receivers].expand(4, ends.n_receivers, features)
+
+
+@pytest.mark.parametrize("kernel", ["exact", "paper"])
+def test_what_is_recorded_never_waits(
+    kernel: str, dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretended device, with another message in place of that of the kernels."""
+    model, recorded = _recorded(dataset, replace(tiny, lift=1.1), replace(SETTINGS, kernel=kernel), monkeypatch)
+    assert len(recorded) == len(list(model.parameters()))
+    assert sum(g is not None for g in recorded) > 20
+
+
+@pytest.mark.parametrize("name", ["rows of the overlayer", "a table on the host"])
+def test_what_would_wait_is_seen(
+    name: str, dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "rows of the overlayer":
+        known = Denoiser.forward
+        monkeypatch.setattr(Denoiser, "forward", lambda self, *arguments: known(self, *arguments[:-1]))
+    else:
+        table = kernels._information_table(torch.float32, torch.device("cpu"))
+        monkeypatch.setattr(kernels, "_information_table", lambda dtype, device: table.to(device))
+    with pytest.raises(RuntimeError, match=r"waits for the device|between devices"):
+        _recorded(dataset, tiny, SETTINGS, monkeypatch)
+
+
+def _recorded(
+    dataset: Dataset, size: Architecture, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Model, list[Tensor | None]]:
+    """A model and the gradients of its losses."""
+    monkeypatch.setattr(painn, "device_ends", _Ends)
+    monkeypatch.setattr(painn.Message, "apply", _message)
+    recorded: list[Tensor | None] = []
+
+    def plain(self: module.Gradients, inputs: module.Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        self.loss(inputs)  # what is done once, is done now
+        with _Recording():
+            loss = self.loss(inputs)
+            recorded.extend(torch.autograd.grad(loss, self.parameters, allow_unused=True))
+        return loss.detach(), tuple(recorded[-len(self.parameters) :])
+
+    monkeypatch.setattr(module.Gradients, "_plain", plain)
+    with accelerator() as device:
+        model = make_model(dataset, size, settings).to(device).train()
+        graphs = Graphs(model, make_kernel(settings.kernel))
+        batch = collate(dataset.train[:2], [(10.0, 14.0)] * 2)
+        n = int(batch.mobile.sum())
+        graphs.denoiser(batch, torch.tensor([0.1, 2.0]), torch.full((2, 2), 0.1), torch.zeros(n, 3))
+        graphs.force_field(dataset.frames[:2])
+    return model, recorded
 
 
 @contextmanager
