@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from scipy.stats import fisher_exact
 from setting import about, progress, shipped, substrate
 
 from adlayer.analysis.compare import bootstrap_interval, calls_for_success, success_curve, wilson_interval
@@ -115,12 +116,19 @@ def summarise(name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 def summary() -> None:
     """Table on stdout, and the two files."""
     names = [n for n in (*SETS, "random") if (RUNS / f"{n}.db").is_file()]
+    if not names:
+        sys.exit(f"headline: no set lies under {RUNS}: make one first, such as: headline.py default -n 208")
     found = {name: summarise(name) for name in names}
     what = "Ag12O6 in Ag(111) p(4x4), SevenNet-0, 2 layers; energies above the Ag6 model; 95 % intervals"
     record = about(what) | {"sets": {name: result for name, (result, _, _) in found.items()}}
     if "random" in found:
         record["force calls of random search over ours, at least"] = {
             name: _saved(result, found["random"][0]) for name, (result, _, _) in found.items() if name != "random"
+        }
+    if {"default", "unsymmetric"} <= set(found):
+        both = (found["default"][0], found["unsymmetric"][0])
+        record["with against without symmetry, p of Fisher's exact test"] = {
+            key: _by_chance(*both, key) for key in ("ag6", "within_0.1_eV")
         }
     (HERE / "headline.json").write_text(json.dumps(record, indent=1) + "\n")
     keys = list(next(iter(record["sets"].values())))  # type: ignore[attr-defined]
@@ -131,6 +139,12 @@ def summary() -> None:
     budget = 3000.0
     curves = {n: success_curve(_is_ag6(n), c, budget=budget) for n, (_, _, c) in found.items()}
     success_figure(curves).savefig(HERE / "headline-success.png", dpi=150)
+
+
+def _by_chance(one: dict[str, Any], other: dict[str, Any], key: str) -> float:
+    """How likely numbers of hits that differ so much are if chances are the same."""
+    table = [[found[key]["k"], found["n"] - found[key]["k"]] for found in (one, other)]
+    return round(float(fisher_exact(table).pvalue), 4)
 
 
 def _saved(ours: dict[str, Any], random: dict[str, Any]) -> dict[str, int] | None:
