@@ -10,6 +10,10 @@ venv: .venv/.installed
 	$(BIN)/python -m pip install -c constraints.txt -e ".[sevennet,test]"
 	touch $@
 
+.venv/.interpreter: .venv/.installed
+	$(BIN)/python -m pip install -c constraints.txt -e ".[interpreter]"
+	touch $@
+
 .venv/.linters: .venv/.installed
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
@@ -17,7 +21,7 @@ venv: .venv/.installed
 demo: venv
 	$(BIN)/adlayer demo -o demo
 
-test: venv
+test: .venv/.interpreter
 	$(BIN)/pytest
 
 lint: .venv/.linters

@@ -123,9 +123,9 @@ def _search(
         else:
             begin, end = tl.load(start + b), tl.load(start + b + 1)
         while begin < end:
-            place_j = begin + tl.arange(0, TOGETHER)
-            there = place_j < end
-            j = tl.load(order + place_j, mask=there, other=0) if BINS else place_j
+            slot = begin + tl.arange(0, TOGETHER)
+            there = slot < end
+            j = tl.load(order + slot, mask=there, other=0) if BINS else slot
             if not FULL:
                 there = there & (j >= i)
             dx = tl.load(x + 3 * j, mask=there, other=0.0).to(tl.float64) - xi
