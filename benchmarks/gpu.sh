@@ -39,7 +39,7 @@ run)
     export PYTHONPATH="$here/../src:$site" OMP_NUM_THREADS=1
     (
         cd "$here/.."
-        "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/network/test_pairs.py tests/network/test_gpu.py \
+        "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/test_compiled.py tests/network/test_pairs.py tests/network/test_gpu.py \
             tests/network/test_accelerator.py tests/energies/test_batched.py tests/diffusion/test_accelerator.py \
             tests/training/test_accelerator.py tests/training/test_graphs.py
     ) || echo "GPU tests fail"

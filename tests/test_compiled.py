@@ -5,7 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,3 +64,28 @@ def test_a_cache_that_cannot_be_written_is_no_mistake(tmp_path: Path, monkeypatc
 
 def test_no_library_for_other_types() -> None:
     assert library("test", SOURCE, torch.bfloat16) is None
+
+
+def _no_headers() -> bool:
+    raise RuntimeError("Python.h: No such file or directory")
+
+
+@pytest.mark.parametrize(("works", "expected"), [(lambda: True, True), (lambda: False, False), (_no_headers, False)])
+def test_kernels_for_a_gpu_where_one_can_be_had(
+    works: Callable[[], bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "adlayer.probe", SimpleNamespace(works=works))
+    monkeypatch.setattr(compiled, "_triton", compiled._triton.__wrapped__)
+    assert compiled.for_gpu(torch.device("cuda")) is expected
+    assert not compiled.for_gpu(torch.device("cpu"))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU")
+def test_the_probe_does_what_it_should() -> None:
+    pytest.importorskip("triton")
+    assert import_module("adlayer.probe").works("cpu")
+
+
+@pytest.mark.gpu
+def test_the_probe_on_a_gpu() -> None:
+    assert compiled.for_gpu(torch.device("cuda"))

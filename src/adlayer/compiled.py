@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,16 @@ def library(name: str, source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def for_gpu(device: torch.device) -> bool:
     """Whether there are kernels in Triton for the device: PyTorch's builds for GPUs come with it."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and _triton()
+
+
+@cache
+def _triton() -> bool:
+    """Whether a kernel can be had; it takes a second to know."""
+    try:
+        return bool(import_module("adlayer.probe").works())
+    except Exception:  # no Triton, compiler, headers or card that it knows: whatever it is, PyTorch does the work
+        return False
 
 
 Argument = Tensor | Sequence[Tensor] | ctypes.Structure | int | None

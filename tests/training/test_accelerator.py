@@ -10,12 +10,10 @@ import pytest
 import torch
 from stand_in import AtOnce, accelerator
 
-from adlayer import compiled
 from adlayer.network.model import Architecture, Model
 from adlayer.training import losses, trainer
 from adlayer.training.checkpoint import TrainingState, load_model, load_state, save_model, save_state
 from adlayer.training.dataset import Dataset
-from adlayer.training.graphs import Graphs
 from adlayer.training.trainer import Report, Settings, make_kernel, make_model, train
 
 SETTINGS = Settings(steps=4, batch=4, force_batch=3, warmup=3, validate_every=2, repeats=((1, 1), (2, 1)))
@@ -23,10 +21,8 @@ SETTINGS = Settings(steps=4, batch=4, force_batch=3, warmup=3, validate_every=2,
 
 def _gradients(model: Model, dataset: Dataset, settings: Settings) -> list[torch.Tensor]:
     """Both losses and the gradients of all parameters in one step."""
-    kernel = make_kernel(settings.kernel)
-    graphs = Graphs(model, kernel) if compiled.for_gpu(model.device) else None
-    score = trainer._denoiser_gradients(model, dataset, kernel, settings, 0, graphs)
-    force = trainer._force_field_gradients(model, dataset, settings, 0, graphs)
+    score = trainer._denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, 0)
+    force = trainer._force_field_gradients(model, dataset, settings, 0)
     return [torch.tensor([score, force]), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from stand_in import accelerator
+from stand_in import AtOnce, accelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -22,19 +22,29 @@ from adlayer.network.model import Architecture, Model
 from adlayer.network.neighbours import neighbours
 from adlayer.training import graphs as module
 from adlayer.training import trainer
+from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset
 from adlayer.training.graphs import Graphs, filled, filled_edges, round_size
 from adlayer.training.losses import collate
-from adlayer.training.trainer import Settings, make_kernel, make_model
+from adlayer.training.trainer import Settings, _NetworksOnGpu, make_kernel, make_model, train
 
 SETTINGS = Settings(steps=4, batch=4, force_batch=3, repeats=((1, 1), (2, 1)))
 
 
-def _gradients(model: Model, dataset: Dataset, settings: Settings, step: int, graphs: Graphs | None) -> list[Tensor]:
-    """Both losses and the gradients of all parameters in one step."""
+def _networks(model: Model, dataset: Dataset, settings: Settings) -> _NetworksOnGpu:
+    return _NetworksOnGpu(model, dataset, make_kernel(settings.kernel), settings, AtOnce(1))
+
+
+def _gradients(
+    model: Model, dataset: Dataset, settings: Settings, step: int, networks: _NetworksOnGpu | None
+) -> list[Tensor]:
+    """Both losses and the gradients of all parameters in one step, by graphs or without."""
     model.zero_grad(set_to_none=True)
-    score = trainer._denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step, graphs)
-    force = trainer._force_field_gradients(model, dataset, settings, step, graphs)
+    if networks is None:
+        score = trainer._denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step)
+        force = trainer._force_field_gradients(model, dataset, settings, step)
+    else:
+        score, force = networks.gradients(step)
     return [torch.tensor([score, force]), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
@@ -65,13 +75,13 @@ def test_what_fills_up_weighs_nothing(kernel: str, dataset: Dataset, tiny: Archi
     """Without CUDA the loss of the filled batch is worked out by PyTorch's operations."""
     settings = replace(SETTINGS, kernel=kernel)
     model = make_model(dataset, tiny, settings).train()
-    graphs = Graphs(model, make_kernel(kernel))
+    networks = _networks(model, dataset, settings)
     for step in range(3):
         expected = _gradients(model, dataset, settings, step, None)
-        assert _differ(_gradients(model, dataset, settings, step, graphs), expected) < 1e-4
+        assert _differ(_gradients(model, dataset, settings, step, networks), expected) < 1e-4
     if not torch.cuda.is_available():
-        assert not graphs._denoiser.works
-        assert not graphs._force_field.works
+        assert not networks.graphs._denoiser.works
+        assert not networks.graphs._force_field.works
 
 
 def test_a_filling_that_weighs_is_seen(dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +94,7 @@ def test_a_filling_that_weighs_is_seen(dataset: Dataset, tiny: Architecture, mon
     monkeypatch.setattr(module, "filled", wrong)
     model = make_model(dataset, tiny, SETTINGS).train()
     expected = _gradients(model, dataset, SETTINGS, 0, None)
-    found = _gradients(model, dataset, SETTINGS, 0, Graphs(model, make_kernel("exact")))
+    found = _gradients(model, dataset, SETTINGS, 0, _networks(model, dataset, SETTINGS))
     assert not _differ(found, expected) < 1e-3
 
 
@@ -93,12 +103,32 @@ def test_replays_are_of_their_own_inputs(dataset: Dataset, tiny: Architecture, m
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     _Pretended.made = 0
     model = make_model(dataset, tiny, SETTINGS).train()
-    graphs = Graphs(model, make_kernel("exact"))
+    networks = _networks(model, dataset, SETTINGS)
     for step in (0, 1, 2, 0, 1, 2):
         expected = _gradients(model, dataset, SETTINGS, step, None)
-        assert _differ(_gradients(model, dataset, SETTINGS, step, graphs), expected) < 1e-4
-    assert graphs._denoiser.works
+        assert _differ(_gradients(model, dataset, SETTINGS, step, networks), expected) < 1e-4
+    assert networks.graphs._denoiser.works
     assert 2 <= _Pretended.made <= 6
+
+
+def test_batches_are_prepared_a_step_ahead(
+    dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole training, stopped and gone on with: the weights are those of the other way to rounding."""
+
+    def trained() -> Model:
+        states: list[TrainingState] = []
+        train(dataset, tiny, replace(SETTINGS, steps=3), on_state=states.append)
+        return train(dataset, tiny, replace(SETTINGS, steps=6), state=states[-1])
+
+    expected = trained()
+    monkeypatch.setattr(trainer, "_Networks", _NetworksOnGpu)
+    steps: list[int] = []
+    prepared = _NetworksOnGpu._prepared
+    monkeypatch.setattr(_NetworksOnGpu, "_prepared", lambda self, step: (steps.append(step), prepared(self, step))[1])
+    for a, b in zip(trained().parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=0.0, atol=1e-3 * float(b.detach().abs().max()) + 1e-6)
+    assert steps == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
 def test_a_graph_that_is_wrong_is_not_used(
@@ -112,11 +142,11 @@ def test_a_graph_that_is_wrong_is_not_used(
     monkeypatch.setattr(module, "_Graph", Wrong)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     model = make_model(dataset, tiny, SETTINGS).train()
-    graphs = Graphs(model, make_kernel("exact"))
+    networks = _networks(model, dataset, SETTINGS)
     for _ in range(2):
         expected = _gradients(model, dataset, SETTINGS, 0, None)
-        assert _differ(_gradients(model, dataset, SETTINGS, 0, graphs), expected) < 1e-4
-        assert not graphs._denoiser.works
+        assert _differ(_gradients(model, dataset, SETTINGS, 0, networks), expected) < 1e-4
+        assert not networks.graphs._denoiser.works
 
 
 def test_batches_and_edges_have_round_sizes(dataset: Dataset) -> None:
@@ -208,8 +238,10 @@ def _recorded(
         graphs = Graphs(model, make_kernel(settings.kernel))
         batch = collate(dataset.train[:2], [(10.0, 14.0)] * 2)
         n = int(batch.mobile.sum())
-        graphs.denoiser(batch, torch.tensor([0.1, 2.0]), torch.full((2, 2), 0.1), torch.zeros(n, 3))
-        graphs.force_field(dataset.frames[:2])
+        graphs.denoiser(
+            graphs.for_denoiser(batch, torch.tensor([0.1, 2.0]), torch.full((2, 2), 0.1), torch.zeros(n, 3))
+        )
+        graphs.force_field(graphs.for_force_field(dataset.frames[:2]))
     return model, recorded
 
 
@@ -227,11 +259,11 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_real_graphs(kernel: str, dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SETTINGS, kernel=kernel)
     model = make_model(dataset, tiny, settings).train().to("cuda")
-    graphs = Graphs(model, make_kernel(kernel))
+    networks = _networks(model, dataset, settings)
     with _counted(monkeypatch) as replayed:
         for step in (0, 1, 2, 0, 1, 2):
             expected = _gradients(model, dataset, settings, step, None)
-            assert _differ(_gradients(model, dataset, settings, step, graphs), expected) < 1e-3
-    assert graphs._denoiser.works
-    assert graphs._force_field.works
+            assert _differ(_gradients(model, dataset, settings, step, networks), expected) < 1e-3
+    assert networks.graphs._denoiser.works
+    assert networks.graphs._force_field.works
     assert len(replayed) >= 6

@@ -28,6 +28,8 @@ _APART = 1000.0  # Å, between atoms that fill up; lattice steps, of pairs that 
 _TOLERANCE = 1e-3  # of the largest gradient of a parameter, in single precision
 
 Inputs = dict[str, Tensor]
+Prepared = tuple[Batch, Inputs]
+"""A filled batch, and all else that a loss is given but the edges: on the host, and made without the networks."""
 
 
 def round_size(n: int) -> int:
@@ -160,35 +162,40 @@ class Graphs:
         self._baseline = np.zeros(119)  # eV of an atom of each atomic number
         self._baseline[model.card.numbers] = model.force_field.baseline.cpu().numpy()
 
-    def denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Tensor:
-        """As :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
+    def denoiser(self, prepared: Prepared) -> Tensor:
+        """The loss of the denoiser."""
+        return self._denoiser(self._inputs(prepared, self.model.denoiser))
+
+    def force_field(self, prepared: Prepared) -> Tensor:
+        """The loss of the force field."""
+        return self._force_field(self._inputs(prepared, self.model.force_field))
+
+    def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Prepared:
+        """Prepares :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
         noisy, clean, rows = noised(self.kernel, batch, sigma, normal)
         whole = filled(batch.with_positions(batch.positions.index_copy(0, rows, noisy)))
         every = whole.mobile.nonzero()[:, 0]
-        weight = torch.zeros(len(every)).index_fill(0, torch.arange(len(rows)), 1.0 / len(rows))
         drawn = {"noisy": noisy, "clean": clean, "sigma": sigma, "conditions": conditions}
         sizes = {"noisy": len(every), "clean": len(every)}
         inputs = {name: _lengthened(x, sizes.get(name, len(x) + 1)) for name, x in drawn.items()}
-        return self._denoiser(self._inputs(whole, self.model.denoiser, inputs | {"rows": every, "weight": weight}))
+        return whole, inputs | {"rows": every, "weight": _weights(len(rows), len(every))}
 
-    def force_field(self, frames: Sequence[Frame]) -> Tensor:
-        """The mean Huber losses of energies and forces of frames."""
+    def for_force_field(self, frames: Sequence[Frame]) -> Prepared:
+        """Prepares the mean Huber losses of energies and forces of frames."""
         batch, energies, forces = collate_frames(frames)
         aim = [e - self._baseline[f.numbers].sum() for e, f in zip(energies.tolist(), frames, strict=True)]
-        n, counts = len(forces), torch.bincount(batch.batch).float()
-        whole = filled(batch)
-        inputs = {
-            "energies": _lengthened(torch.tensor(aim), len(frames) + 1),
-            "counts": _lengthened(counts, len(frames) + 1),
-            "of_energies": torch.zeros(len(frames) + 1).index_fill(0, torch.arange(len(frames)), 1.0 / len(frames)),
+        whole, n = filled(batch), len(frames)
+        return whole, {
+            "energies": _lengthened(torch.tensor(aim), n + 1),
+            "counts": _lengthened(torch.bincount(batch.batch).float(), n + 1),
+            "of_energies": _weights(n, n + 1),
             "forces": _lengthened(forces, len(whole.numbers)),
-            "of_forces": torch.zeros(len(whole.numbers), 1).index_fill(0, torch.arange(n), 1.0 / (3 * n)),
+            "of_forces": _weights(len(forces), len(whole.numbers))[:, None] / 3,
         }
-        return self._force_field(self._inputs(whole, self.model.force_field, inputs))
 
-    def _inputs(self, whole: Batch, network: Denoiser | ForceField, others: Inputs) -> Inputs:
+    def _inputs(self, prepared: Prepared, network: Denoiser | ForceField) -> Inputs:
         """All that a graph is given, on the device: the batch, its edges and the others."""
-        device = self.model.device
+        device, (whole, others) = self.model.device, prepared
         batch = whole.to(device=device)
         edges = filled_edges(network.edges(batch), len(whole.numbers))
         return vars(batch) | edges | {name: x.to(device) for name, x in others.items()}
@@ -212,3 +219,8 @@ class Graphs:
 def _lengthened(x: Tensor, n: int) -> Tensor:
     """With copies of the first row behind, n rows."""
     return torch.cat([x, x[:1].expand(n - len(x), *x.shape[1:])])
+
+
+def _weights(n: int, n_all: int) -> Tensor:
+    """Weights (n_all,) of a mean over the first n."""
+    return torch.zeros(n_all).index_fill(0, torch.arange(n), 1.0 / n)

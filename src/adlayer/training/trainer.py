@@ -21,10 +21,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from adlayer.network.graph import Batch
 from adlayer.network.model import Architecture, Card, Model, composition_fractions
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset, Example, Frame, composition_baseline
-from adlayer.training.graphs import Graphs
+from adlayer.training.graphs import Graphs, Prepared
 from adlayer.training.losses import (
     ENERGY_UNIT,
     FORCE_UNIT,
@@ -53,6 +53,7 @@ VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # Å
 Item = TypeVar("Item", Example, Frame)
 BLOCK_ATOMS = 1000  # that are worked on at once, where there are more than one structure
 DEVICE_BLOCK_ATOMS = 20_000  # the same on an accelerator
+_LONGEST_GRADIENT = 5.0  # of a network's parameters together
 
 
 @dataclass(frozen=True)
@@ -278,11 +279,12 @@ def train(
         step, before = state.step, state.elapsed
     validation = Validation(dataset, model.card, settings)
     kernel = make_kernel(settings.kernel)
-    graphs = Graphs(model, kernel) if compiled.for_gpu(model.device) else None
     model.train()
     begun = last = time.monotonic()
     sums, count = np.zeros(2), 0
     helper = ThreadPoolExecutor(1)
+    kind = _NetworksOnGpu if compiled.for_gpu(model.device) else _Networks
+    networks = kind(model, dataset, kernel, settings, helper)
 
     def finished() -> bool:
         over_steps = settings.steps is not None and step >= settings.steps
@@ -311,7 +313,7 @@ def train(
             return best
         for group in optimizer.param_groups:
             group["lr"] = _rate(settings, step, before + time.monotonic() - begun)
-        sums += _step(model, average, optimizer, dataset, kernel, settings, step, helper, graphs)
+        sums += _step(networks, average, optimizer, settings, step)
         step, count = step + 1, count + 1
         elapsed = before + time.monotonic() - begun
         fraction = max(
@@ -361,89 +363,130 @@ def _blocks(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
     return blocks
 
 
-def _denoiser_gradients(
-    model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int, graphs: Graphs | None = None
-) -> float:
-    """Accumulate the gradients of one batch for the denoiser, a block of structures at a time."""
-    if not settings.batch:
-        return 0.0
+@dataclass(frozen=True)
+class _Drawn:
+    """What the denoiser learns from in a step: B examples with M overlayer atoms, as drawn."""
+
+    examples: list[Example]
+    windows: list[tuple[float, float]]  # absolute z, Å
+    conditions: Tensor  # (B, K)
+    levels: Tensor  # (B,) in [0, 1)
+    normals: Tensor  # (M, 3)
+
+
+def _draw(dataset: Dataset, card: Card, settings: Settings, step: int) -> _Drawn:
     rng = np.random.default_rng([settings.seed, step, 0])
     chosen = [dataset.train[k] for k in rng.integers(len(dataset.train), size=settings.batch)]
     chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
-    windows = iter([_random_window(e, rng) for e in chosen])
-    conditions = _conditions(chosen, model.card, rng, settings.drop_conditions)
+    windows = [_random_window(e, rng) for e in chosen]
+    conditions = _conditions(chosen, card, rng, settings.drop_conditions)
     levels = torch.from_numpy(rng.random(len(chosen))).float()
     n_mobile = sum(int(e.mobile.sum()) for e in chosen)
     normals = torch.from_numpy(rng.standard_normal((n_mobile, 3))).float()
-    parts, total = _blocks(chosen, model.device), 0.0
-    if graphs is not None and len(parts) == 1:
-        batch = collate(chosen, list(windows))
-        total = float(graphs.denoiser(batch, _draw_sigma(levels, batch, settings), conditions, normals))
-        torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 5.0)
-        return total
-    drawn = [x.to(model.device).split([len(part) for part in parts]) for x in (conditions, levels)]
-    noise = normals.to(model.device).split([sum(int(e.mobile.sum()) for e in part) for part in parts])
-    for part, given, level, normal in zip(parts, *drawn, noise, strict=True):
+    return _Drawn(chosen, windows, conditions, levels, normals)
+
+
+def _draw_frames(dataset: Dataset, settings: Settings, step: int) -> list[Frame]:
+    rng = np.random.default_rng([settings.seed, step, 1])
+    return [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
+
+
+def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
+    """Accumulate the gradients of one batch for the denoiser, a block of structures at a time."""
+    if not settings.batch:
+        return 0.0
+    drawn, total = _draw(dataset, model.card, settings, step), 0.0
+    parts, windows, n_mobile = _blocks(drawn.examples, model.device), iter(drawn.windows), len(drawn.normals)
+    given = [x.to(model.device).split([len(part) for part in parts]) for x in (drawn.conditions, drawn.levels)]
+    noise = drawn.normals.to(model.device).split([sum(int(e.mobile.sum()) for e in part) for part in parts])
+    for part, conditions, level, normal in zip(parts, *given, noise, strict=True):
         batch = collate(part, list(islice(windows, len(part))), model.device)
         sigma = _draw_sigma(level, batch, settings)
-        loss = denoising_loss(model, kernel, batch, sigma, given, normal) * (len(normal) / n_mobile)
+        loss = denoising_loss(model, kernel, batch, sigma, conditions, normal) * (len(normal) / n_mobile)
         loss.backward()
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 5.0)
     return total
 
 
-def _force_field_gradients(
-    model: Model, dataset: Dataset, settings: Settings, step: int, graphs: Graphs | None = None
-) -> float:
+def _force_field_gradients(model: Model, dataset: Dataset, settings: Settings, step: int) -> float:
     """Accumulate the gradients of one batch of frames for the force field, a block at a time."""
     if not (settings.force_batch and dataset.frames):
         return 0.0
-    rng = np.random.default_rng([settings.seed, step, 1])
-    frames = [dataset.frames[k] for k in rng.integers(len(dataset.frames), size=settings.force_batch)]
+    frames = _draw_frames(dataset, settings, step)
     n_components, total = 3 * sum(len(f.numbers) for f in frames), 0.0
-    parts = _blocks(frames, model.device)
-    if graphs is not None and len(parts) == 1:
-        total = float(graphs.force_field(frames))
-        torch.nn.utils.clip_grad_norm_(model.force_field.parameters(), 5.0)
-        return total
-    for part in parts:
+    for part in _blocks(frames, model.device):
         energy, force = force_field_errors(model, part)
         loss = huber(energy, ENERGY_UNIT) / len(frames) + huber(force, FORCE_UNIT) / n_components
         loss.backward()
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(model.force_field.parameters(), 5.0)
     return total
 
 
-def _step(
-    model: Model,
-    average: Model,
-    optimizer: torch.optim.Optimizer,
-    dataset: Dataset,
-    kernel: Kernel,
-    settings: Settings,
-    step: int,
-    helper: Executor,
-    graphs: Graphs | None,
-) -> np.ndarray:
-    """One optimisation step; returns both losses.
+class _Networks:
+    """Puts the gradients of a step into both networks: they share nothing, so each has a thread."""
 
-    The two networks share nothing, so each has a thread, but where graphs are recorded, which a second would disturb.
-    """
+    def __init__(self, model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, helper: Executor) -> None:
+        self.model, self.dataset, self.kernel, self.settings = model, dataset, kernel, settings
+        self.helper = helper
+
+    def gradients(self, step: int) -> tuple[float, float]:
+        """The losses of the denoiser and of the force field."""
+        waiting = self.helper.submit(self._force_field, step)
+        return self._denoiser(step), waiting.result()
+
+    def _denoiser(self, step: int) -> float:
+        return _denoiser_gradients(self.model, self.dataset, self.kernel, self.settings, step)
+
+    def _force_field(self, step: int) -> float:
+        return _force_field_gradients(self.model, self.dataset, self.settings, step)
+
+
+class _NetworksOnGpu(_Networks):
+    """The same with graphs, one network after the other, while a thread prepares the batches of the next step."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.graphs = Graphs(self.model, self.kernel)
+        self._ahead: tuple[int, Future[tuple[Prepared | None, Prepared | None]]] | None = None
+
+    def gradients(self, step: int) -> tuple[float, float]:
+        """The losses of the denoiser and of the force field."""
+        known = self._ahead is not None and self._ahead[0] == step
+        examples, frames = self._ahead[1].result() if self._ahead is not None and known else self._prepared(step)
+        self._ahead = step + 1, self.helper.submit(self._prepared, step + 1)
+        score = self._denoiser(step) if examples is None else float(self.graphs.denoiser(examples))
+        return score, self._force_field(step) if frames is None else float(self.graphs.force_field(frames))
+
+    def _prepared(self, step: int) -> tuple[Prepared | None, Prepared | None]:
+        """What the graphs are given; nothing where a network is not trained, or its batch too large for one block."""
+        settings, examples, frames = self.settings, None, None
+        if settings.batch:
+            drawn = _draw(self.dataset, self.model.card, settings, step)
+            if len(_blocks(drawn.examples, self.model.device)) == 1:
+                batch = collate(drawn.examples, drawn.windows)
+                sigma = _draw_sigma(drawn.levels, batch, settings)
+                examples = self.graphs.for_denoiser(batch, sigma, drawn.conditions, drawn.normals)
+        if settings.force_batch and self.dataset.frames:
+            chosen = _draw_frames(self.dataset, settings, step)
+            if len(_blocks(chosen, self.model.device)) == 1:
+                frames = self.graphs.for_force_field(chosen)
+        return examples, frames
+
+
+def _step(
+    networks: _Networks, average: Model, optimizer: torch.optim.Optimizer, settings: Settings, step: int
+) -> np.ndarray:
+    """One optimisation step; returns both losses."""
+    model = networks.model
     optimizer.zero_grad(set_to_none=True)
-    if graphs is None:
-        waiting = helper.submit(_force_field_gradients, model, dataset, settings, step, None)
-        score = _denoiser_gradients(model, dataset, kernel, settings, step, None)
-        force = waiting.result()
-    else:
-        score = _denoiser_gradients(model, dataset, kernel, settings, step, graphs)
-        force = _force_field_gradients(model, dataset, settings, step, graphs)
+    losses = networks.gradients(step)
+    for network in (model.denoiser, model.force_field):
+        torch.nn.utils.clip_grad_norm_(network.parameters(), _LONGEST_GRADIENT)
     optimizer.step()
     keep = min(settings.average, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - keep)
-    return np.array([score, force])
+    return np.array(losses)
 
 
 def describe(dataset: Dataset) -> str:
