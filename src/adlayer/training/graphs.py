@@ -7,6 +7,7 @@ or does not give the loss and the gradients of PyTorch's operations, these go on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ class Gradients:
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None  # memory that graphs have in common, for one runs at a time
         self.works = True
-        """Whether graphs are used; not any more after one could not be had, or was wrong."""
+        """Whether graphs are used: not any more, and a warning says why, after one could not be had or was wrong."""
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The loss."""
@@ -118,11 +119,15 @@ class Gradients:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = _Graph(self._plain, inputs, self._pool)
             found, ours = graph(inputs)
-        except (RuntimeError, AssertionError):  # the latter without CUDA
+        except (RuntimeError, AssertionError) as error:  # the latter without CUDA
+            warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
             return False
         self._graphs[key] = graph
         pairs = [(found, loss), *((a, b) for a, b in zip(ours, gradients, strict=True) if a is not None)]
-        return all(b is not None and _close(a, b) for a, b in pairs)
+        right = all(b is not None and _close(a, b) for a, b in pairs)
+        if not right:
+            warnings.warn("training goes on without CUDA graphs: one gives other gradients", stacklevel=2)
+        return right
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
