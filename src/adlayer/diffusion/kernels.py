@@ -324,7 +324,8 @@ class PaperKernel:
         return torch.cat([frame.vectors(x, y), (noisy - clean)[:, 2:]], dim=-1)
 
 
-_SCALE_KNOTS, _SCALE_RANGE = 4096, (1e-3, 1e2)  # Å
+_SCALE_KNOTS = 4096
+_SCALE_LOW, _SCALE_HIGH = math.log(1e-3), math.log(1e2)  # log σ, σ in Å
 
 
 @dataclass(frozen=True)
@@ -336,15 +337,14 @@ class ScaleTable:
     @classmethod
     def of(cls, kernel: Kernel, domain: Domain) -> ScaleTable:
         """For levels of the domain's one structure, from 0.001 to 100 Å."""
-        low, high = (math.log(x) for x in _SCALE_RANGE)
-        levels = torch.exp(torch.linspace(low, high, _SCALE_KNOTS, dtype=torch.float64)).to(domain.cell)
+        levels = torch.exp(torch.linspace(_SCALE_LOW, _SCALE_HIGH, _SCALE_KNOTS, dtype=torch.float64)).to(domain.cell)
         many = Domain(domain.cell.expand(_SCALE_KNOTS, 2, 2), domain.window.expand(_SCALE_KNOTS, 2), domain.batch)
         return cls(kernel.score_scale(levels, many) * levels[:, None])
 
     def __call__(self, sigma: Tensor) -> Tensor:
         """The scale (B, 3) at levels (B,)."""
-        low, high = (math.log(x) for x in _SCALE_RANGE)
-        place = ((torch.log(sigma) - low) * ((_SCALE_KNOTS - 1) / (high - low))).clamp(0, _SCALE_KNOTS - 1.001)
+        density = (_SCALE_KNOTS - 1) / (_SCALE_HIGH - _SCALE_LOW)
+        place = ((torch.log(sigma) - _SCALE_LOW) * density).clamp(0, _SCALE_KNOTS - 1.001)
         knot = place.long()
         return torch.lerp(self.values[knot], self.values[knot + 1], (place - knot)[:, None]) / sigma[:, None]
 

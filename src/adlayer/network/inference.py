@@ -30,16 +30,12 @@ _KNOTS = 257
 
 def fast_force_field(force_field: ForceField) -> ForceField | FastForceField:
     """A force field whose weights do not change: the module itself where there are no kernels for it."""
-    return FastForceField(force_field) if _usable(force_field.painn) else force_field
+    return FastForceField(force_field) if _kernels(force_field.painn) is not None else force_field
 
 
 def fast_denoiser(denoiser: Denoiser) -> Denoiser | FastDenoiser:
     """A denoiser whose weights do not change: the module itself where there are no kernels for it."""
-    return FastDenoiser(denoiser) if _usable(denoiser.painn) else denoiser
-
-
-def _usable(painn: PaiNN) -> bool:
-    return _kernels(painn) is not None
+    return FastDenoiser(denoiser) if _kernels(denoiser.painn) is not None else denoiser
 
 
 class _Kernels(Protocol):
@@ -54,8 +50,9 @@ class _Kernels(Protocol):
         ...
 
     def repel(
-        self, pairs: Any, batch: Batch, rise: Tensor, radii: Tensor, strength: Tensor, energies: Tensor, forces: Tensor
-    ) -> None:
+        self, pairs: Any, batch: Batch, rise: Tensor | None, radii: Tensor, strength: Tensor, energies: Tensor,
+        forces: Tensor,
+    ) -> None:  # fmt: skip
         """Add core repulsion to energies (N,) and forces (N, 3); atoms are where they are, not raised."""
         ...
 
@@ -125,10 +122,10 @@ class _Compiled:
         return _Pairs(self.kernels, seen, neighbours(seen, self.cutoff, among_substrate=among_substrate), self.cutoff)
 
     def repel(
-        self, pairs: _Pairs, batch: Batch, rise: Tensor, radii: Tensor, strength: Tensor, energies: Tensor,
+        self, pairs: _Pairs, batch: Batch, rise: Tensor | None, radii: Tensor, strength: Tensor, energies: Tensor,
         forces: Tensor,
     ) -> None:  # fmt: skip
-        near = _Pairs(self.kernels, batch, pairs.edges, self.cutoff) if bool(rise.any()) else pairs
+        near = _Pairs(self.kernels, batch, pairs.edges, self.cutoff) if rise is not None else pairs
         self("repulsion", near, radii, strength, energies, forces)
 
     def added(self, x: Tensor, more: Tensor, structure: Tensor) -> Tensor:
@@ -231,7 +228,7 @@ class _Facts:
     tags: Tensor  # (N,) which it was made for
     mobile: Tensor  # (N,) bool
     rows: Tensor  # (M,) of the overlayer's atoms
-    rise: Tensor  # (N,) Å
+    rise: Tensor | None  # (N,) Å, where the network sees any atom raised
 
     @classmethod
     def of(cls, batch: Batch, lift: float, before: _Facts | None) -> _Facts:
@@ -239,7 +236,7 @@ class _Facts:
         if before is not None and before.tags is batch.tags:
             return before
         mobile = batch.mobile
-        return cls(batch.tags, mobile, mobile.nonzero()[:, 0], rises(batch, lift))
+        return cls(batch.tags, mobile, mobile.nonzero()[:, 0], rises(batch, lift) if lift else None)
 
 
 @dataclass(frozen=True)
@@ -263,6 +260,7 @@ class _Network:
         kernels = _kernels(painn)
         assert kernels is not None
         self.kernels = kernels
+        self._facts: _Facts | None = None
         self.layers = [_Layer.of(interaction, mixing, painn) for interaction, mixing in painn.layers()]
 
     def __call__(
@@ -280,6 +278,11 @@ class _Network:
                 passed.append(kept)
         assert v is not None
         return s, v
+
+    def seen(self, batch: Batch, lift: float, *, among_substrate: bool) -> tuple[Any, _Facts]:
+        """The neighbours in a batch, and what does not depend on its positions."""
+        self._facts = _Facts.of(batch, lift, self._facts)
+        return self.kernels.pairs(batch, self._facts.rise, among_substrate=among_substrate), self._facts
 
     def _conditioned(self, x: Tensor, layer: _Linear | None, condition: _Condition | None) -> Tensor:
         if layer is None or condition is None:
@@ -338,24 +341,17 @@ class FastForceField:
         self.energy = _Perceptron.of(module.energy)
         self.scale = module.scale.clone()
         self.strength = torch.full_like(self.scale, CORE_STRENGTH)
-        self._facts: _Facts | None = None
         self._replayed = self.network.kernels.replayed(self._overlayer)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Interaction energies (B,), eV, and forces on all atoms (N, 3), eV/Å."""
-        return self._all(batch, *self._seen(batch))
+        return self._all(batch, *self.network.seen(batch, self.module.lift, among_substrate=True))
 
     @torch.no_grad()
     def overlayer_forces(self, batch: Batch) -> Tensor:
         """Forces on the overlayer atoms alone (M, 3), eV/Å; less work than all where forces are direct."""
-        return self._replayed(batch, self._seen(batch))
-
-    def _seen(self, batch: Batch) -> tuple[Any, _Facts]:
-        """The neighbours, and what does not depend on positions."""
-        self._facts = _Facts.of(batch, self.module.lift, self._facts)
-        rise = self._facts.rise if self.module.lift else None
-        return self.network.kernels.pairs(batch, rise, among_substrate=True), self._facts
+        return self._replayed(batch, self.network.seen(batch, self.module.lift, among_substrate=True))
 
     def _all(self, batch: Batch, pairs: Any, facts: _Facts) -> tuple[Tensor, Tensor]:
         passed: list[_Passed] = []
@@ -388,16 +384,13 @@ class FastDenoiser:
     def __init__(self, module: Denoiser) -> None:
         self.module = module
         self.network = _Network(module.painn)
-        self._facts: _Facts | None = None
         self._replayed = self.network.kernels.replayed(self._score)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, sigma: Tensor, conditions: Tensor) -> Tensor:
         """Normalised score of the overlayer atoms (M, 3) of the batch, noise levels (B,) and conditions (B, K)."""
-        self._facts = _Facts.of(batch, self.module.lift, self._facts)
-        rise = self._facts.rise if self.module.lift else None
-        pairs = self.network.kernels.pairs(batch, rise, among_substrate=False)
-        return self._replayed(batch, (pairs, self._facts), sigma, conditions)
+        seen = self.network.seen(batch, self.module.lift, among_substrate=False)
+        return self._replayed(batch, seen, sigma, conditions)
 
     def _score(self, batch: Batch, pairs: Any, facts: _Facts, sigma: Tensor, conditions: Tensor) -> Tensor:
         s, v, condition = self.module.inputs(batch, sigma, conditions)

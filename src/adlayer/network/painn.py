@@ -154,10 +154,11 @@ class Interaction(nn.Module):
         context = self.context(s)  # (N, 3F)
         weights = torch.cat([self.filter.weight, self.filter.bias[:, None]], dim=1)  # (3F, n + 1)
         weights = torch.nn.functional.pad(weights, (0, geometry.basis.shape[1] - weights.shape[1]))
-        if geometry.ends is not None:
+        ends = geometry.ends
+        if ends is not None:
             v = s.new_zeros(3, *s.shape) if v is None else v
             filters = geometry.basis @ weights.T  # (P, 3F)
-            total = Message.apply(geometry.ends, context, v, filters, geometry.unit)
+            total = Message.apply(ends, context, v, filters, geometry.unit)
             return total[0], total[1:]
         scalar, gate, direction = context.chunk(3, dim=-1)  # (N, F) each
         parts = [geometry.basis @ weight.T for weight in weights.chunk(3)]  # (P, F) each

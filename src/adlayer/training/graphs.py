@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adlayer.diffusion.kernels import Domain, Kernel
-from adlayer.diffusion.objective import score_matching_loss
+from adlayer.diffusion.kernels import Kernel
 from adlayer.network.graph import Batch
 from adlayer.network.heads import Denoiser, ForceField
 from adlayer.network.model import Model
 from adlayer.network.neighbours import Edges
 from adlayer.training.dataset import Frame
-from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate_frames, huber, noised
+from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate_frames, huber, noised, noised_loss
 
 _STEPS = 8  # round sizes between a power of two and the next
 _APART = 1000.0  # Å, between atoms that fill up; lattice steps, of pairs that do
@@ -207,12 +206,8 @@ class Graphs:
 
     def _denoising_loss(self, inputs: Inputs) -> Tensor:
         batch, edges = batch_of(inputs)
-        sigma, rows = inputs["sigma"], inputs["rows"]
-        domain = Domain(batch.cell, batch.window, batch.batch.index_select(0, rows))
-        scale = self.kernel.score_scale(sigma, domain)
-        target = self.kernel.score(inputs["noisy"], inputs["clean"], sigma, domain)
-        predicted = self.model.denoiser(batch, sigma, inputs["conditions"], edges, rows) * scale[domain.batch]
-        return score_matching_loss(predicted, target, scale, domain, inputs["weight"])
+        drawn = {name: inputs[name] for name in ("sigma", "conditions", "noisy", "clean", "rows", "weight")}
+        return noised_loss(self.model, self.kernel, batch, edges=edges, **drawn)
 
     def _force_field_loss(self, inputs: Inputs) -> Tensor:
         energies, forces = self.model.force_field(*batch_of(inputs))

@@ -18,6 +18,7 @@ from adlayer.diffusion.kernels import Domain, Kernel
 from adlayer.diffusion.objective import score_matching_loss
 from adlayer.network.graph import Batch
 from adlayer.network.model import Model
+from adlayer.network.neighbours import Edges
 from adlayer.training.dataset import Example, Frame
 
 ENERGY_UNIT, FORCE_UNIT = 0.005, 0.1  # eV per atom, eV/Å
@@ -58,12 +59,20 @@ def denoising_loss(
 ) -> Tensor:
     """Score-matching loss of a batch at the given noise levels (B,), with standard normals (M, 3)."""
     noisy, clean, rows = noised(kernel, batch, sigma, normal)
-    domain = Domain(batch.cell, batch.window, batch.batch[rows])
+    batch = batch.with_positions(batch.positions.index_copy(0, rows, noisy))
+    return noised_loss(model, kernel, batch, sigma, conditions, noisy, clean, rows)
+
+
+def noised_loss(
+    model: Model, kernel: Kernel, batch: Batch, sigma: Tensor, conditions: Tensor, noisy: Tensor, clean: Tensor,
+    rows: Tensor, edges: Edges | None = None, weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The same of a batch that has noise already (:func:`noised`), with edges and weights (M,) where there are any."""
+    domain = Domain(batch.cell, batch.window, batch.batch.index_select(0, rows))
     scale = kernel.score_scale(sigma, domain)
     target = kernel.score(noisy, clean, sigma, domain)
-    positions = batch.positions.index_copy(0, rows, noisy)
-    predicted = model.denoiser(batch.with_positions(positions), sigma, conditions) * scale[domain.batch]
-    return score_matching_loss(predicted, target, scale, domain)
+    predicted = model.denoiser(batch, sigma, conditions, edges, rows) * scale[domain.batch]
+    return score_matching_loss(predicted, target, scale, domain, weight)
 
 
 def force_field_errors(model: Model, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:

@@ -447,13 +447,12 @@ class _NetworksOnGpu(_Networks):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.graphs = Graphs(self.model, self.kernel)
-        self._ahead: tuple[int, Future[tuple[Prepared | None, Prepared | None]]] | None = None
+        self._ahead: dict[int, Future[tuple[Prepared | None, Prepared | None]]] = {}  # by step
 
     def gradients(self, step: int) -> tuple[float, float]:
         """The losses of the denoiser and of the force field."""
-        known = self._ahead is not None and self._ahead[0] == step
-        examples, frames = self._ahead[1].result() if self._ahead is not None and known else self._prepared(step)
-        self._ahead = step + 1, self.helper.submit(self._prepared, step + 1)
+        examples, frames = self._ahead[step].result() if step in self._ahead else self._prepared(step)
+        self._ahead = {step + 1: self.helper.submit(self._prepared, step + 1)}
         score = self._denoiser(step) if examples is None else float(self.graphs.denoiser(examples))
         return score, self._force_field(step) if frames is None else float(self.graphs.force_field(frames))
 

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adlayer.network.gpu.incidence import rows, three, vectors
 from adlayer.network.gpu.neighbours import Arrivals, arrivals
 from adlayer.network.gpu.replay import Replayed
+from adlayer.network.gpu.rows import rows, three, vectors
 from adlayer.network.graph import Batch
 
 _EDGES, _WARPS = 4, 1  # that a program works on at once, with all their features: measured on an H200
@@ -72,10 +72,11 @@ class Kernels:
         _forces[(len(force),)](edges.start, edges.distance, edges.unit, dd, du, force, EDGES=_SCALARS, num_warps=1)
 
     def repel(
-        self, edges: Arrivals, batch: Batch, rise: Tensor, radii: Tensor, strength: Tensor, energies: Tensor,
+        self, edges: Arrivals, batch: Batch, rise: Tensor | None, radii: Tensor, strength: Tensor, energies: Tensor,
         forces: Tensor,
     ) -> None:  # fmt: skip
         """Add core repulsion to energies (N,) and forces (N, 3) of atoms that were raised when edges were made."""
+        rise = torch.zeros_like(radii) if rise is None else rise
         _repulsion[(len(forces),)](
             edges.start, edges.sender, edges.distance, edges.unit, rise, radii, strength, energies, forces,
             EDGES=_SCALARS, num_warps=1,
@@ -113,22 +114,25 @@ def _added(x, more, structure, out, n, F: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _ending(sender, distance, unit, begin, end, EDGES: tl.constexpr, CUTOFF: tl.constexpr):
-    """Of a few edges that end on one atom: which there are, where they begin, distances, unit vectors."""
+def _ending(
+    sender, distance, unit, begin, end, f, F: tl.constexpr, EDGES: tl.constexpr, DENSITY: tl.constexpr,
+    CUTOFF: tl.constexpr,
+):  # fmt: skip
+    """Of a few edges that end on one atom: which there are, alone and with features; where they begin; unit vectors.
+
+    In between, where their distances lie in a table: the row of the knot below, and how far they are on to the next,
+    (EDGES, 1).
+    """
     e = begin + tl.arange(0, EDGES)
     here = e < end
     j = tl.load(sender + e, mask=here, other=0).to(tl.int64)
     d = tl.load(distance + e, mask=here, other=0.0)
     ux, uy, uz = vectors(unit, 3 * e, 1, 1.0, here)
-    return here & (d < CUTOFF), j, d, ux, uy, uz
-
-
-@triton.jit
-def _row(distance, inside, DENSITY: tl.constexpr, F: tl.constexpr):
-    """Where distances lie in a table: the row of the knot below, and how far they are on to the next, (EDGES, 1)."""
-    place = tl.where(inside, distance, 0.0).to(tl.float64) * DENSITY
+    here = here & (d < CUTOFF)
+    place = tl.where(here, d, 0.0).to(tl.float64) * DENSITY
     knot = place.to(tl.int64)
-    return 6 * F * knot, (place - knot.to(tl.float64)).to(distance.dtype)[:, None]
+    on = (place - knot.to(tl.float64)).to(d.dtype)[:, None]
+    return here, here[:, None] & (f < F)[None, :], j, 6 * F * knot, on, ux, uy, uz
 
 
 @triton.jit
@@ -164,9 +168,7 @@ def _message(
         x, y, z = d0, d0, d0
         begin, end = tl.load(start + i), tl.load(start + i + 1)
         while begin < end:
-            here, j, d, ux, uy, uz = _ending(sender, distance, unit, begin, end, EDGES, CUTOFF)
-            m = here[:, None] & (f < F)[None, :]
-            row, on = _row(d, here, DENSITY, F)
+            _, m, j, row, on, ux, uy, uz = _ending(sender, distance, unit, begin, end, f, F, EDGES, DENSITY, CUTOFF)
             c0, c1, c2 = three(c, 3 * F * j, F, f, m)
             d0 += c0 * _filter(table, row, on, 0, f, m, F)
             b = c2 * _filter(table, row, on, 2, f, m, F)
@@ -204,9 +206,7 @@ def _sender_gradient(
     d1, d2, x, y, z = d0, d0, d0, d0, d0
     begin, end = tl.load(start + j), tl.load(start + j + 1)
     while begin < end:
-        here, i, d, ux, uy, uz = _ending(sender, distance, unit, begin, end, EDGES, CUTOFF)
-        m = here[:, None] & one
-        row, on = _row(d, here, DENSITY, F)
+        _, m, i, row, on, ux, uy, uz = _ending(sender, distance, unit, begin, end, f, F, EDGES, DENSITY, CUTOFF)
         hx, hy, hz = three(h, 3 * F * i, F, f, m)
         w1 = _filter(table, row, on, 1, f, m, F)
         d0 += rows(g, F * i, f, m) * _filter(table, row, on, 0, f, m, F)
@@ -243,9 +243,7 @@ def _edge_gradient(
         vxi, vyi, vzi = three(v, 3 * F * i + nought, F, f, one)
     begin, end = tl.load(start + i), tl.load(start + i + 1)
     while begin < end:
-        here, j, d, ux, uy, uz = _ending(sender, distance, unit, begin, end, EDGES, CUTOFF)
-        m = here[:, None] & one
-        row, on = _row(d, here, DENSITY, F)
+        here, m, j, row, on, ux, uy, uz = _ending(sender, distance, unit, begin, end, f, F, EDGES, DENSITY, CUTOFF)
         cj0, cj1, cj2 = three(c, 3 * F * j, F, f, m)
         xj, yj, zj = three(h, 3 * F * j, F, f, m)
         x, y, z = xi * cj2 - xj * ci2, yi * cj2 - yj * ci2, zi * cj2 - zj * ci2

@@ -6,35 +6,43 @@ pairs. With ``SECOND`` it is the derivative along tangents of (c, v, W, u).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from adlayer.network.gpu.incidence import Incidence, ending, rows, three, vectors
+from adlayer.network.gpu.rows import rows, three, vectors
 
 _EDGES = 8  # that a program works on at once
 
 
 @dataclass(frozen=True)
 class DeviceEnds:
-    """Pairs of N atoms, and the row of each atom among the R receivers (N,), −1 for none."""
+    """Pairs, P, of N atoms, their edges by the atom that these end on, and which of the atoms are the R receivers.
 
-    incidence: Incidence
-    slot: Tensor
+    Edge ``p`` of the 2P ends on the first atom of pair p and begins at the second, edge ``P + p`` runs the other way.
+    """
+
+    first: Tensor  # (P,) whole
+    second: Tensor  # (P,) whole
+    order: Tensor  # (2P,) edges sorted by the atom that they end on, 32-bit
+    start: Tensor  # (N + 1,) where those of each atom begin in ``order``, 32-bit
+    slot: Tensor  # (N,) row among the receivers, −1 for none
     n_receivers: int
 
     @classmethod
     def of(cls, first: Tensor, second: Tensor, n_atoms: int) -> DeviceEnds:
-        """Every atom receives."""
-        return cls(Incidence.of(first, second, n_atoms), torch.arange(n_atoms, device=first.device), n_atoms)
+        """From the atoms of the pairs (P,); every atom receives."""
+        ends, order = torch.cat([first, second]).int().sort(stable=True)
+        atoms = torch.arange(n_atoms + 1, device=first.device)
+        start = torch.searchsorted(ends, atoms.int()).int()
+        return cls(first.contiguous(), second.contiguous(), order.int(), start, atoms[:-1], n_atoms)
 
     def onto(self, read_out: Tensor, n_receivers: int) -> DeviceEnds:
         """The atoms where ``read_out`` (N,) is true receive, numbered in turn."""
-        slot = torch.where(read_out, read_out.cumsum(0) - 1, -1)
-        return DeviceEnds(self.incidence, slot, n_receivers)
+        return replace(self, slot=torch.where(read_out, read_out.cumsum(0) - 1, -1), n_receivers=n_receivers)
 
 
 def run(kernel: str, ends: DeviceEnds, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -43,22 +51,42 @@ def run(kernel: str, ends: DeviceEnds, arguments: tuple[Tensor, ...]) -> tuple[T
     g, second = (None if kernel == "message" else arguments[0]), kernel == "second"
     c, v, w, u = arguments[:4] if g is None else arguments[1:5]
     tangents = arguments[5:] if second else (c, v, w, u)  # the latter are not looked at
-    incidence, features = ends.incidence, v.shape[-1]
+    pairs, atoms, features = len(ends.first), len(ends.slot), v.shape[-1]
     sizes = {"F": features, "WIDE": triton.next_power_of_2(features), "EDGES": _EDGES, "SECOND": second}
-    inputs = (*incidence.lists, ends.slot, c, v, w, u, *tangents)
-    counts = (incidence.n_pairs, incidence.n_atoms, ends.n_receivers)
+    inputs = (ends.order, ends.start, ends.first, ends.second, ends.slot, c, v, w, u, *tangents)
+    counts = (pairs, atoms, ends.n_receivers)
     found: tuple[Tensor, ...] = ()
     if kernel != "gradient":
         arrived = c.new_empty(4, ends.n_receivers, features)
-        _receive[(incidence.n_atoms,)](*inputs, arrived, *counts, **sizes, num_warps=2)
+        _receive[(atoms,)](*inputs, arrived, *counts, **sizes, num_warps=2)
         found = (arrived,)
     if g is None:
         return found
     dc, dv, dw, du = (torch.empty_like(x) for x in (c, v, w, u))
-    _send[(incidence.n_atoms,)](*inputs, g, dc, dv, *counts, **sizes, num_warps=2)
-    if incidence.n_pairs:
-        _pair[(triton.cdiv(incidence.n_pairs, _EDGES),)](*inputs, g, dw, du, *counts, **sizes, num_warps=4)
+    _send[(atoms,)](*inputs, g, dc, dv, *counts, **sizes, num_warps=2)
+    if pairs:
+        _pair[(triton.cdiv(pairs, _EDGES),)](*inputs, g, dw, du, *counts, **sizes, num_warps=4)
     return *found, dc, dv, dw, du
+
+
+@triton.jit
+def _ending(order, first, second, pairs, begin, end, EDGES: tl.constexpr):
+    """Of a few edges that end on one atom: which there are, their pairs, whether they run back, where they begin."""
+    e = begin + tl.arange(0, EDGES)
+    here = e < end
+    edge = tl.load(order + e, mask=here, other=0).to(tl.int64)
+    back = edge >= pairs
+    pair = tl.where(back, edge - pairs, edge)
+    other = tl.where(back, tl.load(first + pair, mask=here, other=0), tl.load(second + pair, mask=here, other=0))
+    return here, pair, back, other
+
+
+@triton.jit
+def _received(g, row, receivers, vx, vy, vz, ux, uy, uz, f, m, F: tl.constexpr):
+    """The gradient g at receivers, and its products with the sender's vectors and with unit vectors."""
+    g0 = rows(g, F * row, f, m)
+    gx, gy, gz = three(g, F * (receivers + row), F * receivers, f, m)
+    return g0, gx, gy, gz, gx * vx + gy * vy + gz * vz, gx * ux + gy * uy + gz * uz
 
 
 @triton.jit(do_not_specialize=["pairs", "atoms", "receivers"])
@@ -76,7 +104,7 @@ def _receive(
         end = tl.load(start + i + 1)
         begin = tl.load(start + i)
         while begin < end:
-            here, p, back, j = ending(order, first, second, pairs, begin, end, EDGES)
+            here, p, back, j = _ending(order, first, second, pairs, begin, end, EDGES)
             m = here[:, None] & (f < F)[None, :]
             sign = tl.where(back, -1.0, 1.0).to(w.dtype.element_ty)
             ux, uy, uz = vectors(u, p, pairs, sign, here)
@@ -128,16 +156,13 @@ def _send(
     end = tl.load(start + j + 1)
     begin = tl.load(start + j)
     while begin < end:
-        here, p, back, i = ending(order, first, second, pairs, begin, end, EDGES)
+        here, p, back, i = _ending(order, first, second, pairs, begin, end, EDGES)
         row = tl.load(slot + i)
         m = (here & (row >= 0))[:, None] & one
         sign = tl.where(back, 1.0, -1.0).to(w.dtype.element_ty)
         ux, uy, uz = vectors(u, p, pairs, sign, here)
         w0, w1, w2 = three(w, 3 * F * p, F, f, m)
-        g0 = rows(g, F * row, f, m)
-        gx, gy, gz = three(g, F * (receivers + row), F * receivers, f, m)
-        along = gx * vx + gy * vy + gz * vz
-        across = gx * ux + gy * uy + gz * uz
+        g0, gx, gy, gz, along, across = _received(g, row, receivers, vx, vy, vz, ux, uy, uz, f, m, F)
         if SECOND:
             hx, hy, hz = vectors(tu, p, pairs, sign, here)
             tw0, tw1, tw2 = three(tw, 3 * F * p, F, f, m)
@@ -184,10 +209,7 @@ def _pair(
         ux, uy, uz = vectors(u, p, pairs, sign, there)
         c0, c1, c2 = three(c, 3 * F * j, F, f, m)
         vx, vy, vz = three(v, F * j, F * atoms, f, m)
-        g0 = rows(g, F * row, f, m)
-        gx, gy, gz = three(g, F * (receivers + row), F * receivers, f, m)
-        along = gx * vx + gy * vy + gz * vz
-        across = gx * ux + gy * uy + gz * uz
+        g0, gx, gy, gz, along, across = _received(g, row, receivers, vx, vy, vz, ux, uy, uz, f, m, F)
         if SECOND:
             hx, hy, hz = vectors(tu, p, pairs, sign, there)
             tc0, tc1, tc2 = three(tc, 3 * F * j, F, f, m)
