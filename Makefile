@@ -32,7 +32,7 @@ lint: .venv/.linters
 
 bench: venv
 	benchmarks/peers.sh
-	export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1; status=0; for part in speed structure relaxation inference sevennet scaling demo_parts profile_sampling figure; do \
+	export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1; status=0; for part in speed structure relaxation optimizer inference sevennet scaling demo_parts profile_sampling figure; do \
 		$(BIN)/python benchmarks/$$part.py || status=1; \
 	done; exit $$status
 

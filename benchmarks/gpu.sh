@@ -40,7 +40,7 @@ run)
     (
         cd "$here/.."
         "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/test_compiled.py tests/network/test_pairs.py tests/network/test_gpu.py \
-            tests/network/test_accelerator.py tests/energies/test_batched.py tests/diffusion/test_accelerator.py \
+            tests/network/test_accelerator.py tests/energies/test_batched.py tests/diffusion/test_accelerator.py tests/diffusion/test_kernels_gpu.py \
             tests/training/test_accelerator.py tests/training/test_graphs.py
     ) || echo "GPU tests fail"
     "$python" "$here/gpu.py" "$@"

@@ -117,6 +117,17 @@ def test_the_figure_takes_what_there_is() -> None:
     part = {"median": 0.2, "extremes": [0.1, 0.3]}
     drawn = figure.draw({"ratios": {"sampling": 0.2}, "works": {"sampling": {"ratio": part, "target": 0.125}}})
     assert np.isclose(drawn.axes[0].patches[0].get_width(), 0.2)
+    assert len(figure.draw_gpu({}).axes) == 2
+    sides = {
+        side: {"wall_s": {"median": s, "quartiles": [0.9 * s, 1.1 * s]}, "gpu_mib": 100.0 * s}
+        for side, s in (("same", 2.0), ("default", 3.0), ("peer", 10.0))
+    }
+    on_gpu = {"sampling": {"batch": 4, "target": 0.1, "sides": sides}}
+    time, memory = figure.rows_of_gpu({"works": on_gpu})
+    assert time.sides["same"] == pytest.approx((0.2, 0.2 * 0.9 / 1.1, 0.2 * 1.1 / 0.9))
+    assert memory.sides["default"] == pytest.approx((0.3, 0.3, 0.3))
+    del sides["peer"]  # skipped there: nothing to compare
+    assert figure.rows_of_gpu({"works": on_gpu}) == []
 
 
 def test_on_a_gpu_what_is_done_once_is_taken_off() -> None:

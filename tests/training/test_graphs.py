@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from adlayer import compiled
 from adlayer.diffusion import kernels
 from adlayer.network import painn
 from adlayer.network.graph import Batch
@@ -83,6 +86,19 @@ def test_what_fills_up_weighs_nothing(kernel: str, dataset: Dataset, tiny: Archi
     if not torch.cuda.is_available():
         assert not networks.graphs._denoiser.works
         assert not networks.graphs._force_field.works
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1", reason="no Triton, or a GPU"
+)
+def test_the_same_with_kernels_for_a_gpu(dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Triton's interpreter: messages, neighbours, the kernel's score."""
+    settings = replace(SETTINGS, batch=2, force_batch=1)
+    model = make_model(dataset, tiny, settings).train()
+    networks = _networks(model, dataset, settings)
+    expected = _gradients(model, dataset, settings, 0, None)
+    monkeypatch.setattr(compiled, "for_gpu", lambda device: True)
+    assert _differ(_gradients(model, dataset, settings, 0, networks), expected) < 1e-4
 
 
 def test_a_filling_that_weighs_is_seen(dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +176,11 @@ def test_batches_and_edges_have_round_sizes(dataset: Dataset) -> None:
     assert whole.n_structures == batch.n_structures + 1
     assert torch.equal(whole.positions[: len(batch.numbers)], batch.positions)
     edges = neighbours(batch, 5.0)
-    assert len(filled_edges(edges, n)["receiver"]) == 2 * round_size(edges.n_pairs)
+    more = filled_edges(edges, n)
+    assert len(more["receiver"]) == 2 * round_size(edges.n_pairs)
+    added = more["receiver"][edges.n_pairs : round_size(edges.n_pairs)]
+    counts = torch.bincount(added, minlength=n)
+    assert int(counts.max() - counts.min()) <= 1  # no atom has to wait for another's
 
 
 class _Recording(TorchDispatchMode):

@@ -159,7 +159,7 @@ def test_a_new_model_knows_its_data(dataset: Dataset, tiny: Architecture) -> Non
 def test_walls_are_drawn_beyond_the_atoms(dataset: Dataset) -> None:
     rng = np.random.default_rng(0)
     for example in dataset.train:
-        walls = np.array([trainer._random_window(example, rng) for _ in range(200)])
+        walls = trainer._random_windows([example] * 200, rng)
         z = example.positions[example.mobile, 2]
         assert walls[:, 0].max() < z.min()
         assert walls[:, 1].min() > z.max()

@@ -24,18 +24,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from adlayer import compiled
+
 SWITCH = 0.3  # σ/L from which a Fourier series replaces the sum over images
-_NARROW = 0.1  # σ/L up to which a normal and its images do not meet: what they change is below 1e-5
+NARROW = 0.1  # σ/L up to which a normal and its images do not meet: what they change is below 1e-5
 SCALE_FLOOR = 1e-3  # smallest score scale, in units of 1/σ
-_IMAGES = 2
-_COSINES = 4
-_REDUCTIONS = 12  # each but the last shortens a vector by √3 or more
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+IMAGES = 2
+COSINES = 4
+REDUCTIONS = 12  # each but the last shortens a vector by √3 or more
+QUADRATURE = 12  # points of a period for the score scale in the plane
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ def reduced_frame(cell: Tensor) -> Frame:
         (B, 2, 2) lattice vectors as rows, Å.
     """
     a, b = cell.unbind(-2)  # (B, 2) each
-    for _ in range(_REDUCTIONS):
+    for _ in range(REDUCTIONS):
         b = b - torch.round((a * b).sum(-1, keepdim=True) / a.square().sum(-1, keepdim=True)) * a
         swap = b.square().sum(-1, keepdim=True) < a.square().sum(-1, keepdim=True)
         a, b = torch.where(swap, b, a), torch.where(swap, a, b)
+        if swap.device.type == "cpu" and not bool(swap.any()):  # elsewhere it would take longer to know
+            break
     length = torch.linalg.vector_norm(a, dim=-1)
     axis = a / length[:, None]
     height = axis[:, 0] * b[:, 1] - axis[:, 1] * b[:, 0]
@@ -137,14 +143,14 @@ def uniform(domain: Domain, noise01: Tensor) -> Tensor:
 def wrapped_normal(x: Tensor, period: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Log density of θ(x; period, σ) and its derivative in x; the arguments broadcast together."""
     x = x - period * torch.round(x / period)
-    k = torch.arange(-_IMAGES, _IMAGES + 1, dtype=x.dtype, device=x.device)
+    k = torch.arange(-IMAGES, IMAGES + 1, dtype=x.dtype, device=x.device)
     offset = x[..., None] - k * period[..., None]  # (..., 5)
     exponent = -0.5 * (offset / sigma[..., None]).square()
-    near = torch.logsumexp(exponent, dim=-1) - torch.log(sigma) - _HALF_LOG_2PI
+    near = torch.logsumexp(exponent, dim=-1) - torch.log(sigma) - HALF_LOG_2PI
     near_slope = -(torch.softmax(exponent, dim=-1) * offset).sum(-1) / sigma.square()
 
     wide = torch.maximum(sigma / period, torch.full_like(sigma, SWITCH))  # keeps the unused branch finite
-    wave = 2.0 * math.pi * torch.arange(1, _COSINES + 1, dtype=x.dtype, device=x.device)
+    wave = 2.0 * math.pi * torch.arange(1, COSINES + 1, dtype=x.dtype, device=x.device)
     phase = wave * (x / period)[..., None]
     amplitude = 2.0 * torch.exp(-0.5 * (wave * wide[..., None]).square())
     series = 1.0 + (amplitude * torch.cos(phase)).sum(-1)
@@ -157,7 +163,7 @@ def wrapped_normal(x: Tensor, period: Tensor, sigma: Tensor) -> tuple[Tensor, Te
 
 def _half_plane(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Indices of one of each pair ±G of reciprocal vectors up to the fourth."""
-    k = torch.arange(-_COSINES, _COSINES + 1, dtype=dtype, device=device)
+    k = torch.arange(-COSINES, COSINES + 1, dtype=dtype, device=device)
     pairs = torch.cartesian_prod(k, k)
     k1, k2 = pairs[len(pairs) // 2 + 1 :].unbind(-1)
     return k1, k2
@@ -171,12 +177,12 @@ def wrapped_normal_2d(x: Tensor, y: Tensor, frame: Frame, sigma: Tensor) -> tupl
     length, shear, height = frame.length, frame.shear, frame.height
     row = torch.round(y / height)
     x, y = x - row * shear, y - row * height
-    n = torch.arange(-_IMAGES, _IMAGES + 1, dtype=x.dtype, device=x.device)
+    n = torch.arange(-IMAGES, IMAGES + 1, dtype=x.dtype, device=x.device)
     log_x, slope_x = wrapped_normal(x[..., None] - n * shear[..., None], length[..., None], sigma[..., None])
     rise = y[..., None] - n * height[..., None]  # (..., 5)
     exponent = log_x - 0.5 * (rise / sigma[..., None]).square()
     weight = torch.softmax(exponent, dim=-1)
-    near = torch.logsumexp(exponent, dim=-1) - torch.log(sigma) - _HALF_LOG_2PI
+    near = torch.logsumexp(exponent, dim=-1) - torch.log(sigma) - HALF_LOG_2PI
     near_x = (weight * slope_x).sum(-1)
     near_y = -(weight * rise).sum(-1) / sigma.square()
 
@@ -238,6 +244,10 @@ class Kernel(Protocol):
         ...
 
 
+def _for_gpu() -> Any:
+    return import_module("adlayer.diffusion.kernels_gpu")
+
+
 class ExactKernel:
     """Brownian motion on the torus between reflecting walls (see the module's docstring)."""
 
@@ -255,6 +265,8 @@ class ExactKernel:
 
     def score(self, noisy: Tensor, clean: Tensor, sigma: Tensor, domain: Domain) -> Tensor:
         """``∇ log p(r_t | r_0)``, (M, 3), 1/Å."""
+        if compiled.for_gpu(noisy.device):
+            return _for_gpu().score(noisy, clean, sigma, domain)
         return self._parts(noisy, clean, sigma, domain)[1]
 
     def log_density(self, noisy: Tensor, clean: Tensor, sigma: Tensor, domain: Domain) -> Tensor:
@@ -263,14 +275,8 @@ class ExactKernel:
 
     def score_scale(self, sigma: Tensor, domain: Domain) -> Tensor:
         """Root-mean-square score (B, 3) by quadrature, to about 1e-3 of its value; never below 1e-3/σ."""
-        narrow = sigma < _NARROW * torch.minimum(domain.frame.length, domain.frame.height)
-        planar = torch.ones_like(sigma)
-        if sigma.device.type != "cpu" or not bool(narrow.all()):  # elsewhere it would take longer to know
-            frame = domain.frame[:, None]
-            x, y = _planar_grid(frame, sigma[:, None])
-            log_p, along, across = wrapped_normal_2d(x, y, frame, sigma[:, None].expand_as(x))
-            square = (torch.softmax(log_p, dim=-1) * (along.square() + across.square())).sum(-1)  # (B,)
-            planar = torch.where(narrow, planar, 0.5 * square * sigma.square())
+        on_gpu = compiled.for_gpu(sigma.device)
+        planar = _for_gpu().planar_information(sigma, domain) if on_gpu else planar_information(sigma, domain)
         return _scale(planar, _reflected_information(sigma / domain.width), sigma)
 
 
@@ -301,7 +307,7 @@ class PaperKernel:
         low, high = self._bounds(clean, sigma, domain)
         kept = torch.log(torch.special.ndtr(high) - torch.special.ndtr(low))
         exponent = -0.5 * (self._residual(noisy, clean, domain) / per_atom[:, None]).square().sum(-1)
-        return exponent - 3.0 * (torch.log(per_atom) + _HALF_LOG_2PI) - kept
+        return exponent - 3.0 * (torch.log(per_atom) + HALF_LOG_2PI) - kept
 
     def score_scale(self, sigma: Tensor, domain: Domain) -> Tensor:
         """Root-mean-square score (B, 3) by quadrature, to about 1e-2 of its value; never below 1e-3/σ."""
@@ -355,7 +361,22 @@ def _scale(planar: Tensor, vertical: Tensor, sigma: Tensor) -> Tensor:
     return torch.sqrt(squares.clamp(min=SCALE_FLOOR**2)) / sigma[:, None]
 
 
-def _planar_grid(frame: Frame, sigma: Tensor, points: int = 12) -> tuple[Tensor, Tensor]:
+def planar_information(sigma: Tensor, domain: Domain) -> Tensor:
+    """``σ² E s²/2`` (B,) of the exact kernel's score s in the plane: 1 where images do not meet."""
+    narrow = sigma < NARROW * torch.minimum(domain.frame.length, domain.frame.height)
+    planar = torch.ones_like(sigma)
+    wide = (~narrow).nonzero()[:, 0] if sigma.device.type == "cpu" else slice(None)  # elsewhere it waits for the device
+    level = sigma[wide, None]
+    if len(level):
+        frame = domain.frame[wide if len(domain.cell) > 1 else slice(None)][:, None]
+        x, y = _planar_grid(frame, level)
+        log_p, along, across = wrapped_normal_2d(x, y, frame, level.expand_as(x))
+        square = (torch.softmax(log_p, dim=-1) * (along.square() + across.square())).sum(-1)
+        planar[wide] = 0.5 * square * level[:, 0].square()
+    return torch.where(narrow, 1.0, planar)
+
+
+def _planar_grid(frame: Frame, sigma: Tensor, points: int = QUADRATURE) -> tuple[Tensor, Tensor]:
     """Midpoints (B, points²/2) over half a period, or ±6σ where that is less: the integrands are even in d."""
     index = torch.arange(points, dtype=sigma.dtype, device=sigma.device)
     across, along = torch.cartesian_prod((index[: points // 2] + 0.5) / points, (index + 0.5) / points - 0.5).unbind(-1)

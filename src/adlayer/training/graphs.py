@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +29,7 @@ _APART = 1000.0  # Å, between atoms that fill up; lattice steps, of pairs that 
 _TOLERANCE = 1e-3  # of the largest gradient of a parameter, in single precision
 
 Inputs = dict[str, Tensor]
-Prepared = tuple[Batch, Inputs]
-"""A filled batch, and all else that a loss is given but the edges: on the host, and made without the networks."""
+"""All that a loss is given, on the device: a filled batch, its edges, and what is compared."""
 
 
 def round_size(n: int) -> int:
@@ -65,11 +65,12 @@ def filled(batch: Batch) -> Batch:
 
 
 def filled_edges(edges: Edges, n_atoms: int) -> Inputs:
-    """Edges of a filled batch of so many atoms in a round number of pairs: the last atom far from its images."""
+    """Edges of a filled batch of so many atoms in a round number of pairs: atoms in turn with their images far away."""
     n = edges.n_pairs
     more = round_size(n) - n
-    last, far = edges.receiver.new_full((more,), n_atoms - 1), edges.shift.new_full((more, 2), _APART)
-    receiver, sender = torch.cat([edges.receiver[:n], last]), torch.cat([edges.sender[:n], last])
+    atoms = torch.arange(more, device=edges.receiver.device) % n_atoms  # a kernel goes through an atom's edges in turn
+    far = edges.shift.new_full((more, 2), _APART)
+    receiver, sender = torch.cat([edges.receiver[:n], atoms]), torch.cat([edges.sender[:n], atoms])
     shift = torch.cat([edges.shift[:n], far])
     return {
         "receiver": torch.cat([receiver, sender]),
@@ -87,8 +88,10 @@ def batch_of(inputs: Inputs) -> tuple[Batch, Edges]:
 class Gradients:
     """Gradients of ``loss(inputs)`` in parameters, put into their ``grad``."""
 
-    def __init__(self, loss: Callable[[Inputs], Tensor], parameters: list[nn.Parameter]) -> None:
-        self.loss, self.parameters = loss, parameters
+    def __init__(
+        self, loss: Callable[[Inputs], Tensor], parameters: list[nn.Parameter], undisturbed: AbstractContextManager[Any]
+    ) -> None:
+        self.loss, self.parameters, self.undisturbed = loss, parameters, undisturbed
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None  # memory that graphs have in common, for one runs at a time
         self.works = True
@@ -116,7 +119,8 @@ class Gradients:
         """Make a graph for inputs of these sizes; whether it gives what PyTorch's operations gave."""
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            graph = _Graph(self._plain, inputs, self._pool)
+            with self.undisturbed:
+                graph = _Graph(self._plain, inputs, self._pool)
             found, ours = graph(inputs)
         except (RuntimeError, AssertionError) as error:  # the latter without CUDA
             warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
@@ -157,52 +161,64 @@ class _Graph:
 
 
 class Graphs:
-    """Losses of both networks of a model, whose gradients are put into their parameters."""
+    """Losses of both networks of a model, whose gradients are put into their parameters.
+
+    Their inputs can be prepared by another thread while a graph is under way: on a stream of their own, and never while
+    one is recorded. They must be kept until the loss is known.
+    """
 
     def __init__(self, model: Model, kernel: Kernel) -> None:
         self.model, self.kernel = model, kernel
-        self._denoiser = Gradients(self._denoising_loss, list(model.denoiser.parameters()))
-        self._force_field = Gradients(self._force_field_loss, list(model.force_field.parameters()))
-        self._baseline = np.zeros(119)  # eV of an atom of each atomic number
-        self._baseline[model.card.numbers] = model.force_field.baseline.cpu().numpy()
+        self._alone = Lock()  # who uses the device in a way that recording would not bear, or records
+        self._denoiser = Gradients(self._denoising_loss, list(model.denoiser.parameters()), self._alone)
+        self._force_field = Gradients(self._force_field_loss, list(model.force_field.parameters()), self._alone)
+        self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self._baseline = torch.zeros(119, dtype=torch.float64)  # eV of an atom of each atomic number
+        self._baseline[torch.tensor(model.card.numbers)] = model.force_field.baseline.cpu()
 
-    def denoiser(self, prepared: Prepared) -> Tensor:
+    def denoiser(self, inputs: Inputs) -> Tensor:
         """The loss of the denoiser."""
-        return self._denoiser(self._inputs(prepared, self.model.denoiser))
+        return self._denoiser(inputs)
 
-    def force_field(self, prepared: Prepared) -> Tensor:
+    def force_field(self, inputs: Inputs) -> Tensor:
         """The loss of the force field."""
-        return self._force_field(self._inputs(prepared, self.model.force_field))
+        return self._force_field(inputs)
 
-    def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Prepared:
+    def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Inputs:
         """Prepares :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
         noisy, clean, rows = noised(self.kernel, batch, sigma, normal)
         whole = filled(batch.with_positions(batch.positions.index_copy(0, rows, noisy)))
         every = whole.mobile.nonzero()[:, 0]
         drawn = {"noisy": noisy, "clean": clean, "sigma": sigma, "conditions": conditions}
         sizes = {"noisy": len(every), "clean": len(every)}
-        inputs = {name: _lengthened(x, sizes.get(name, len(x) + 1)) for name, x in drawn.items()}
-        return whole, inputs | {"rows": every, "weight": _weights(len(rows), len(every))}
+        others = {name: _lengthened(x, sizes.get(name, len(x) + 1)) for name, x in drawn.items()}
+        return self._inputs(
+            self.model.denoiser, whole, others | {"rows": every, "weight": _weights(len(rows), len(every))}
+        )
 
-    def for_force_field(self, frames: Sequence[Frame]) -> Prepared:
+    def for_force_field(self, frames: Sequence[Frame]) -> Inputs:
         """Prepares the mean Huber losses of energies and forces of frames."""
         batch, energies, forces = collate_frames(frames)
-        aim = [e - self._baseline[f.numbers].sum() for e, f in zip(energies.tolist(), frames, strict=True)]
         whole, n = filled(batch), len(frames)
-        return whole, {
-            "energies": _lengthened(torch.tensor(aim), n + 1),
+        aim = energies.index_add(0, batch.batch, self._baseline[batch.numbers], alpha=-1.0)
+        others = {
+            "energies": _lengthened(aim.float(), n + 1),
             "counts": _lengthened(torch.bincount(batch.batch).float(), n + 1),
             "of_energies": _weights(n, n + 1),
             "forces": _lengthened(forces, len(whole.numbers)),
             "of_forces": _weights(len(forces), len(whole.numbers))[:, None] / 3,
         }
+        return self._inputs(self.model.force_field, whole, others)
 
-    def _inputs(self, prepared: Prepared, network: Denoiser | ForceField) -> Inputs:
-        """All that a graph is given, on the device: the batch, its edges and the others."""
-        device, (whole, others) = self.model.device, prepared
-        batch = whole.to(device=device)
-        edges = filled_edges(network.edges(batch), len(whole.numbers))
-        return vars(batch) | edges | {name: x.to(device) for name, x in others.items()}
+    def _inputs(self, network: Denoiser | ForceField, whole: Batch, others: Inputs) -> Inputs:
+        device = self.model.device
+        with self._alone, torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            batch = whole.to(device=device)
+            edges = filled_edges(network.edges(batch), len(whole.numbers))
+            inputs = vars(batch) | edges | {name: x.to(device) for name, x in others.items()}
+            if self._stream:
+                self._stream.synchronize()
+        return inputs
 
     def _denoising_loss(self, inputs: Inputs) -> Tensor:
         batch, edges = batch_of(inputs)

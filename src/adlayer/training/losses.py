@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from adlayer.diffusion.kernels import Domain, Kernel
@@ -24,24 +25,22 @@ from adlayer.training.dataset import Example, Frame
 ENERGY_UNIT, FORCE_UNIT = 0.005, 0.1  # eV per atom, eV/Å
 
 
-def collate(
-    examples: Sequence[Example | Frame], windows: Sequence[tuple[float, float]], device: torch.device | str = "cpu"
-) -> Batch:
-    """A batch of examples or frames with their windows (absolute z, Å)."""
+def collate(examples: Sequence[Example | Frame], windows: ArrayLike, device: torch.device | str = "cpu") -> Batch:
+    """A batch of examples or frames with their windows (B, 2), absolute z, Å."""
     batch = Batch(
         numbers=torch.from_numpy(np.concatenate([e.numbers for e in examples])).long(),
         positions=torch.from_numpy(np.concatenate([e.positions for e in examples])).float(),
         tags=torch.from_numpy(np.concatenate([e.tags for e in examples])).long(),
         batch=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(e.numbers) for e in examples])),
         cell=torch.from_numpy(np.stack([e.cell for e in examples])).float(),
-        window=torch.tensor(windows, dtype=torch.float32),
+        window=torch.from_numpy(np.asarray(windows, dtype=np.float32)),
     )
     return batch.to(device=device)
 
 
 def collate_frames(frames: Sequence[Frame], device: torch.device | str = "cpu") -> tuple[Batch, Tensor, Tensor]:
     """A batch of frames, energies (B,) in double precision, forces (N, 3)."""
-    batch = collate(frames, [(0.0, 0.0)] * len(frames), device)  # the force field knows no walls
+    batch = collate(frames, np.zeros((len(frames), 2)), device)  # the force field knows no walls
     energies = torch.tensor([f.energy for f in frames], dtype=torch.float64)
     forces = torch.from_numpy(np.concatenate([f.forces for f in frames])).float()
     return batch, energies.to(device), forces.to(device)

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,7 +37,7 @@ from adlayer.network.graph import Batch
 from adlayer.network.model import Architecture, Card, Model, composition_fractions
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset, Example, Frame, composition_baseline
-from adlayer.training.graphs import Graphs, Prepared
+from adlayer.training.graphs import Graphs, Inputs
 from adlayer.training.losses import (
     ENERGY_UNIT,
     FORCE_UNIT,
@@ -51,6 +50,7 @@ from adlayer.training.losses import (
 
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # Å
 Item = TypeVar("Item", Example, Frame)
+Loss = float | Tensor  # without dimensions
 BLOCK_ATOMS = 1000  # that are worked on at once, where there are more than one structure
 DEVICE_BLOCK_ATOMS = 20_000  # the same on an accelerator
 _LONGEST_GRADIENT = 5.0  # of a network's parameters together
@@ -100,23 +100,22 @@ def make_kernel(name: str) -> Kernel:
     return kernels[name]()
 
 
-def _random_window(example: Example, rng: np.random.Generator) -> tuple[float, float]:
-    """Walls around the structure: 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both beyond its atoms."""
-    lowest, highest = example.reach
-    low = min(rng.uniform(0.6, 1.4), lowest - 0.02)
-    high = max(rng.uniform(3.0, 6.0), highest + 0.02)
-    return example.top + low, example.top + high
+def _random_windows(examples: Sequence[Example], rng: np.random.Generator) -> np.ndarray:
+    """Walls (B, 2): 0.6 to 1.4 Å and 3 to 6 Å above the top layer, both beyond the structure's atoms; absolute z, Å."""
+    lowest, highest = np.array([e.reach for e in examples]).T
+    low = np.minimum(rng.uniform(0.6, 1.4, len(examples)), lowest - 0.02)
+    high = np.maximum(rng.uniform(3.0, 6.0, len(examples)), highest + 0.02)
+    walls: np.ndarray = np.array([e.top for e in examples])[:, None] + np.stack([low, high], axis=1)
+    return walls
 
 
 def _conditions(examples: Sequence[Example], card: Card, rng: np.random.Generator, drop: float) -> Tensor:
-    """Conditions (B, K) of examples, each dropped by chance."""
-    rows = np.full((len(examples), card.n_conditions), np.nan, dtype=np.float32)
-    for row, example in zip(rows, examples, strict=True):
-        if rng.random() >= drop:
-            row[0] = example.energy_above
-        if rng.random() >= drop:
-            row[1:] = composition_fractions(example.counts, card.elements)
-    return torch.from_numpy(rows)
+    """Conditions (B, K) of examples: energy and composition, each dropped by chance."""
+    rows = np.array([(e.energy_above, *composition_fractions(e.counts, card.elements)) for e in examples])
+    no_energy, no_composition = rng.random((2, len(examples))) < drop
+    rows[no_energy, 0] = np.nan
+    rows[no_composition, 1:] = np.nan
+    return torch.from_numpy(rows).float()
 
 
 def _draw_sigma(u: Tensor, batch: Batch, settings: Settings) -> Tensor:
@@ -180,7 +179,7 @@ class Validation:
         rng = np.random.default_rng([settings.seed, 0x5EED])
         chosen = dataset.validation[:limit] or dataset.train[:limit]
         self.kernel = make_kernel(settings.kernel)
-        self.batch = collate(chosen, [_random_window(e, rng) for e in chosen])
+        self.batch = collate(chosen, _random_windows(chosen, rng))
         self.conditions = _conditions(chosen, card, rng, 0.5)
         n_mobile = int(self.batch.mobile.sum())
         self.normals = [torch.from_numpy(rng.standard_normal((n_mobile, 3))).float() for _ in VALIDATION_SIGMAS]
@@ -368,7 +367,7 @@ class _Drawn:
     """What the denoiser learns from in a step: B examples with M overlayer atoms, as drawn."""
 
     examples: list[Example]
-    windows: list[tuple[float, float]]  # absolute z, Å
+    windows: np.ndarray  # (B, 2) absolute z, Å
     conditions: Tensor  # (B, K)
     levels: Tensor  # (B,) in [0, 1)
     normals: Tensor  # (M, 3)
@@ -377,12 +376,13 @@ class _Drawn:
 def _draw(dataset: Dataset, card: Card, settings: Settings, step: int) -> _Drawn:
     rng = np.random.default_rng([settings.seed, step, 0])
     chosen = [dataset.train[k] for k in rng.integers(len(dataset.train), size=settings.batch)]
-    chosen = [e.repeat(*settings.repeats[rng.integers(len(settings.repeats))]) for e in chosen]
-    windows = [_random_window(e, rng) for e in chosen]
+    windows = _random_windows(chosen, rng)
     conditions = _conditions(chosen, card, rng, settings.drop_conditions)
+    repeats = rng.integers(len(settings.repeats), size=len(chosen))
+    chosen = [e.repeat(*settings.repeats[k]) for e, k in zip(chosen, repeats, strict=True)]
     levels = torch.from_numpy(rng.random(len(chosen))).float()
     n_mobile = sum(int(e.mobile.sum()) for e in chosen)
-    normals = torch.from_numpy(rng.standard_normal((n_mobile, 3))).float()
+    normals = torch.from_numpy(rng.standard_normal((n_mobile, 3), dtype=np.float32))
     return _Drawn(chosen, windows, conditions, levels, normals)
 
 
@@ -396,11 +396,13 @@ def _denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings
     if not settings.batch:
         return 0.0
     drawn, total = _draw(dataset, model.card, settings, step), 0.0
-    parts, windows, n_mobile = _blocks(drawn.examples, model.device), iter(drawn.windows), len(drawn.normals)
-    given = [x.to(model.device).split([len(part) for part in parts]) for x in (drawn.conditions, drawn.levels)]
+    parts, n_mobile = _blocks(drawn.examples, model.device), len(drawn.normals)
+    sizes = [len(part) for part in parts]
+    windows = np.split(drawn.windows, np.cumsum(sizes)[:-1])
+    given = [x.to(model.device).split(sizes) for x in (drawn.conditions, drawn.levels)]
     noise = drawn.normals.to(model.device).split([sum(int(e.mobile.sum()) for e in part) for part in parts])
-    for part, conditions, level, normal in zip(parts, *given, noise, strict=True):
-        batch = collate(part, list(islice(windows, len(part))), model.device)
+    for part, walls, conditions, level, normal in zip(parts, windows, *given, noise, strict=True):
+        batch = collate(part, walls, model.device)
         sigma = _draw_sigma(level, batch, settings)
         loss = denoising_loss(model, kernel, batch, sigma, conditions, normal) * (len(normal) / n_mobile)
         loss.backward()
@@ -429,7 +431,7 @@ class _Networks:
         self.model, self.dataset, self.kernel, self.settings = model, dataset, kernel, settings
         self.helper = helper
 
-    def gradients(self, step: int) -> tuple[float, float]:
+    def gradients(self, step: int) -> tuple[Loss, Loss]:
         """The losses of the denoiser and of the force field."""
         waiting = self.helper.submit(self._force_field, step)
         return self._denoiser(step), waiting.result()
@@ -442,21 +444,27 @@ class _Networks:
 
 
 class _NetworksOnGpu(_Networks):
-    """The same with graphs, one network after the other, while a thread prepares the batches of the next step."""
+    """The same with graphs, one network after the other, while a thread prepares what they are given in the next step.
+
+    Nothing here waits for the device: losses are known when they are asked for.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.graphs = Graphs(self.model, self.kernel)
-        self._ahead: dict[int, Future[tuple[Prepared | None, Prepared | None]]] = {}  # by step
+        self._ahead: dict[int, Future[tuple[Inputs | None, Inputs | None]]] = {}  # by step
+        self._given: tuple[Inputs | None, Inputs | None] = None, None  # kept while the step is under way
 
-    def gradients(self, step: int) -> tuple[float, float]:
+    def gradients(self, step: int) -> tuple[Loss, Loss]:
         """The losses of the denoiser and of the force field."""
-        examples, frames = self._ahead[step].result() if step in self._ahead else self._prepared(step)
+        self._given = self._ahead[step].result() if step in self._ahead else self._prepared(step)
+        examples, frames = self._given
+        score = self._denoiser(step) if examples is None else self.graphs.denoiser(examples)
+        force = self._force_field(step) if frames is None else self.graphs.force_field(frames)
         self._ahead = {step + 1: self.helper.submit(self._prepared, step + 1)}
-        score = self._denoiser(step) if examples is None else float(self.graphs.denoiser(examples))
-        return score, self._force_field(step) if frames is None else float(self.graphs.force_field(frames))
+        return score, force
 
-    def _prepared(self, step: int) -> tuple[Prepared | None, Prepared | None]:
+    def _prepared(self, step: int) -> tuple[Inputs | None, Inputs | None]:
         """What the graphs are given; nothing where a network is not trained, or its batch too large for one block."""
         settings, examples, frames = self.settings, None, None
         if settings.batch:
@@ -485,7 +493,7 @@ def _step(
     keep = min(settings.average, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - keep)
-    return np.array(losses)
+    return np.array([float(loss) for loss in losses])  # waits for the device
 
 
 def describe(dataset: Dataset) -> str:
