@@ -16,9 +16,11 @@ from ase.geometry import find_mic
 from stand_in import accelerator
 
 import adlayer as package
+from adlayer.energies.calculators import make_calculator
 from adlayer.errors import UserError
 from adlayer.structures.store import connect
 from adlayer.study import learning
+from adlayer.training.checkpoint import load_model, model_hash, save_model
 
 Run = Callable[..., tuple[int, str, str]]
 MODEL = str(resources.files("adlayer") / "data" / "ag-o.safetensors")
@@ -203,3 +205,32 @@ def test_train_refuses(adlayer: Run, tmp_path: Path) -> None:
         status, _, err = adlayer("train", *arguments, "-o", model)
         assert (status, named in err, err.strip().count("\n")) == (2, True, 0), err
         assert not model.exists()
+
+
+def test_no_energy_condition_is_a_change_too() -> None:
+    assert learning.sampling_settings().energy == 0.0
+    assert learning.sampling_settings(energy=None).energy is None
+    assert learning.given(energy=None, steps=3) == {"steps": 3}
+
+
+def test_a_model_file_that_was_written_anew_is_read_anew(substrate: Path, tmp_path: Path) -> None:
+    """Its fingerprint stands with what it generated, and it was this model."""
+    slab, settings = learning.read_substrate(str(substrate)), learning.sampling_settings(steps=1, starts=1, refine=0)
+    file = tmp_path / "model.safetensors"
+
+    def energies(database: str) -> list[float]:
+        found = learning.generate_into(
+            connect(tmp_path / database), str(file), slab, formula="Ag2O", n=1, sampling=settings, workers=1
+        )
+        assert found["model"] == model_hash(file)
+        return [atoms.get_potential_energy() for atoms in found["structures"]]
+
+    model = load_model(MODEL)
+    save_model(file, model)
+    before, calculator = energies("first.db"), make_calculator(f"model:{file}")
+    model.force_field.baseline += 1.0  # eV for each atom
+    save_model(file, model)
+    n = len(slab) + 3
+    assert energies("second.db")[0] - before[0] == pytest.approx(n, abs=1e-3)
+    assert make_calculator(f"model:{file}") is not calculator
+    assert make_calculator(f"model:{file}") is make_calculator(f"model:{file}")

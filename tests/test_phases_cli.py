@@ -15,6 +15,9 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
 import adlayer
+from adlayer.analysis.leed import surface_lattice
+from adlayer.analysis.references import reference
+from adlayer.analysis.table import describe
 from adlayer.energies.calculators import identify, make_calculator
 from adlayer.energies.relaxation import relax
 from adlayer.energies.reservoirs import reference_energy, reservoir
@@ -22,6 +25,7 @@ from adlayer.errors import UserError
 from adlayer.structures.placement import overlayer_formula, place_overlayer
 from adlayer.structures.store import connect, read_structures, write_row, write_structures
 from adlayer.structures.substrate import build_substrate
+from adlayer.structures.superstructure import wood_notation
 from adlayer.study.thermodynamics import cell_label, parse_references
 
 Run = Callable[..., tuple[int, str, str]]
@@ -188,3 +192,17 @@ def test_cells_have_their_names(cell: str) -> None:
     assert cell_label(substrate) == cell
     odd = build_substrate("Ag(111)", "[[8,-7],[2,4]]", layers=2, lattice=LATTICE)
     assert cell_label(odd) == "(8 -7 | 2 4)"
+
+
+@pytest.mark.parametrize(("name", "cell"), [("p2x1-O_Ag110-added-row", "p(2x1)"), ("p3x1-O_Ag110-added-row", "p(3x1)")])
+def test_one_structure_has_one_cell_in_all_tables(name: str, cell: str) -> None:
+    """Given without the (1×1) vectors that its cell is a multiple of, and turned."""
+    atoms = reference(name)
+    atoms.info.pop("superstructure", None)
+    turned = atoms.copy()
+    turned.set_cell(atoms.cell.array[[1, 0, 2]] * [[1], [-1], [1]])
+    for each in (atoms, turned):
+        assert cell_label(each) == cell
+        assert describe([each])[0]["cell"] == cell
+        basis, matrix, _ = surface_lattice(each)
+        assert wood_notation(matrix, basis) == cell

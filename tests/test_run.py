@@ -13,6 +13,7 @@ import pytest
 
 from adlayer.config import read_study
 from adlayer.errors import UserError
+from adlayer.study import pipeline
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "silver_oxide"
 
@@ -63,6 +64,68 @@ def test_reduced_study_stage_by_stage_and_again(tmp_path: Path, adlayer: Run) ->
     assert {(row.stage, row.id): row.energy for row in database.select()} == rows
     assert (results / "model.safetensors").read_bytes() == model
     assert second["lowest"] == first["lowest"]
+
+
+def test_an_interrupted_retraining_is_not_taken_for_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it saved anything, beside the model and the state of another training."""
+    study = read_study(str(EXAMPLES / "reduced.toml")).model_copy(update={"directory": str(tmp_path)})
+    model, state = tmp_path / "model.safetensors", tmp_path / "model.safetensors.state"
+    resumed: list[bool] = []
+
+    def train(*_: Any, resume: bool, **__: Any) -> dict[str, Any]:
+        resumed.append(resume)
+        model.write_text("new")
+        return {"n_steps": 1}
+
+    def killed(*_: Any, resume: bool, **__: Any) -> None:
+        resumed.append(resume)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "train", train)
+    assert pipeline._train(study, pipeline.Quiet()) == {"n_steps": 1}
+    assert pipeline._train(study, pipeline.Quiet())["trained_before"]
+    state.write_text("of an earlier training")
+    other = study.model_copy(update={"seed": 1})
+    monkeypatch.setattr(pipeline, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline._train(other, pipeline.Quiet())
+    assert not state.exists()
+    state.write_text("of this training")
+    with pytest.raises(KeyboardInterrupt):
+        pipeline._train(other, pipeline.Quiet())
+    monkeypatch.setattr(pipeline, "train", train)
+    assert pipeline._train(other, pipeline.Quiet()) == {"n_steps": 1}
+    state.unlink()
+    assert pipeline._train(other, pipeline.Quiet())["trained_before"]
+    assert resumed == [False, False, True, True]
+
+
+def test_random_structures_of_another_composition_are_left_aside(tmp_path: Path) -> None:
+    study = read_study(str(EXAMPLES / "reduced.toml"))
+    relax = study.relax.model_copy(update={"calculator": "emt", "fmax": 0.5})
+
+    def overlayer(formula: str) -> str:
+        table = study.generate.model_copy(update={"formula": formula, "random": 1})
+        changed = {"directory": str(tmp_path), "relax": relax, "generate": table}
+        (found,) = pipeline._random(study.model_copy(update=changed), pipeline.Quiet())
+        return str(found.info["row"]["overlayer"])
+
+    assert [overlayer(formula) for formula in ("Ag2", "Ag", "Ag2")] == ["Ag2", "Ag", "Ag2"]
+
+
+@pytest.mark.parametrize(("given", "seed"), [((), 7), (("--seed", 0), 0), (("--seed", 3), 3)])
+def test_the_seed_of_a_run(
+    given: tuple[Any, ...], seed: int, tmp_path: Path, adlayer: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the study file, unless one is given, 0 too; told as what it is."""
+    file = tmp_path / "study.toml"
+    file.write_text("seed = 7\n" + (EXAMPLES / "reduced.toml").read_text().replace("seed = 0\n", ""))
+    ran: list[int] = []
+    monkeypatch.setattr("adlayer.study.run", lambda study, **_: (ran.append(study.seed), {})[1])
+    status, out, _ = adlayer("run", file, *given, "--json")
+    assert status == 0
+    assert ran == [seed]
+    assert result_of(out)["seed"] == seed
 
 
 @pytest.mark.parametrize(

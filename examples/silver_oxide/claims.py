@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from scipy.stats import fisher_exact, mannwhitneyu, wilcoxon
 from setting import about, median, progress, shipped, substrate
 
 from adlayer.analysis.compare import distribution_distance, wilson_interval
+from adlayer.diffusion.sampling import Sampling
 from adlayer.energies.relaxing import relax_into_database
 from adlayer.energies.search import search
 from adlayer.network.model import Architecture
 from adlayer.report.figures import energy_distribution, relaxation_figure
 from adlayer.structures.placement import closest_contact
 from adlayer.structures.store import connect, read_structures, rows_in_order
-from adlayer.study.learning import generate_into, sampling_settings
+from adlayer.study.learning import generate_into
 from adlayer.training.checkpoint import load_state, save_model, save_state, state_path
 from adlayer.training.dataset import build_dataset, parse_selection
 from adlayer.training.trainer import Settings, train
@@ -52,8 +54,8 @@ SELECTIONS = {
 CURVE = {"hundred": "n<101", "three-hundred": "n<301", "thousand": "n<1001"}
 STEPS = (10, 50, 500)
 GUIDANCE = (0.0, 0.005, 0.02)  # Å²/eV
-CELLS = {"p(4x3)": ("Ag8O4", 24), "p(4x6)": ("Ag16O8", 24), "p(8x6)": ("Ag32O16", 16), "p(8x12)": ("Ag64O32", 8)}
-PLAIN: dict[str, Any] = {"energy": None, "relax_steps": 0, "refine": 0}
+CELLS = {"p(4x3)": ("Ag8O4", 48), "p(4x6)": ("Ag16O8", 48), "p(8x6)": ("Ag32O16", 32), "p(8x12)": ("Ag64O32", 16)}
+PLAIN = Sampling(steps=50, energy=None, relax_steps=0)  # neither condition nor symmetry, learned relaxation, refinement
 WORKERS = 1
 
 
@@ -89,10 +91,12 @@ def make(
 ) -> None:
     """Generate into a database of this name and relax, or calculate the energy alone."""
     database = connect(RUNS / f"{name}.db")
-    settings = sampling_settings(**{**PLAIN, **changes})
+    settings = replace(PLAIN, **changes)
     made = generate_into(
         database, model, substrate(cell), formula=formula, n=n, workers=1, sampling=settings, progress=progress(name)
     )
+    if len(database) > 2 * n:
+        raise SystemExit(f"{RUNS / name}.db holds structures made with other settings: remove it")
     relax_into_database(
         made["structures"],
         database,
@@ -137,6 +141,7 @@ def broken(name: str) -> tuple[int, int]:
 def summary() -> None:
     """All claims from what there is; missing parts are left out."""
     record = about(f"{FORMULA} in Ag(111) {CELL}, SevenNet-0; medians with 95 % intervals, eV; p of Mann and Whitney")
+    record["sampling"] = asdict(PLAIN) | {"but in 5 and 6": "guidance and steps as named"}
     there = {path.stem for path in RUNS.glob("*.db")}
     for title, needed, content in (
         ("1-4 models", {"rss", *SELECTIONS}, _models),
@@ -286,7 +291,7 @@ def work(what: str, data: str) -> None:
             make(f"guided-{strength}", shipped(), N, relax=False, guidance=strength)
     elif what == "steps":
         for steps in STEPS:
-            make(f"steps-{steps}", shipped(), 100, relax=True, steps=steps)
+            make(f"steps-{steps}", shipped(), N, relax=True, steps=steps)
     elif what == "large":
         for model in ("all", "unrepeated"):
             for cell, (formula, n) in CELLS.items():

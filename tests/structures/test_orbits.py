@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from adlayer.analysis.registry import substrate_operations
 from adlayer.analysis.symmetry import describe_symmetry
-from adlayer.structures.orbits import Orbits, draw_orbits, joined, no_symmetry, symmetry_groups
+from adlayer.structures.orbits import Orbits, _Space, draw_orbits, joined, no_symmetry, symmetry_groups
 from adlayer.structures.substrate import build_substrate
 
 
@@ -140,3 +141,13 @@ def test_joined() -> None:
     np.testing.assert_array_equal(
         whole.place(points), [points[0], points[0] + [1, 0, 0], points[2], points[3], points[3] + [1, 0, 0]]
     )
+
+
+def test_an_alloy_has_the_symmetry_of_its_elements() -> None:
+    """One gold atom among the four of a (2×2) layer leaves the threefold axes and mirror planes, no translation."""
+    substrate = build_substrate("Ag(111)", "p(2x2)", layers=2, lattice=4.167)
+    pure = _Space(substrate)
+    substrate.numbers[np.flatnonzero(substrate.get_tags() == 1)[0]] = 79
+    alloy = _Space(substrate)
+    assert (pure.cells, len(pure.operations)) == (4, 24)
+    assert (alloy.cells, len(alloy.operations)) == (1, len(substrate_operations(substrate))) == (1, 6)

@@ -32,6 +32,7 @@ from adlayer.analysis.registry import (
     minimum_image,
     substrate_maps,
     substrate_operations,
+    surface_basis,
 )
 from adlayer.errors import UserError
 from adlayer.structures.sublattices import hermite_form, images, integer_operations, lattice_operations, reduced_matrix
@@ -166,8 +167,7 @@ def surface_lattice(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns
     -------
     basis : numpy.ndarray
-        (2, 2) right-handed vectors as rows, Å: those that ``info["superstructure"]`` implies where it agrees with the
-        substrate, else the shortest at 60° to 90°.
+        (2, 2) see :func:`adlayer.analysis.registry.surface_basis`.
     matrix : numpy.ndarray
         (2, 2) integers; the cell is ``matrix @ basis``.
     rotations : numpy.ndarray
@@ -180,16 +180,8 @@ def surface_lattice(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     ideal = ideal_substrate(atoms)
     cell = np.asarray(atoms.cell[:2, :2], dtype=float)
-    given = np.reshape(atoms.info.get("superstructure", np.zeros(4)), (2, 2)).astype(int)
-    if round(float(np.linalg.det(given))) == ideal.n_cells:
-        matrix = given
-    else:
-        right_handed = np.diag([1, round(float(np.sign(np.linalg.det(ideal.basis))))])
-        axes = reduced_matrix(np.eye(2, dtype=int), right_handed @ ideal.basis) @ right_handed
-        proper = [u for u in lattice_operations(axes @ ideal.basis) if np.linalg.det(u) > 0]
-        axes = max((u @ axes for u in proper), key=lambda c: float(cell[0] @ (c @ ideal.basis)[0]))
-        matrix = np.rint(ideal.matrix @ np.linalg.inv(axes)).astype(int)
-    return np.linalg.inv(matrix) @ cell, matrix, _point_group(ideal)
+    basis = surface_basis(atoms, ideal)
+    return basis, np.rint(cell @ np.linalg.inv(basis)).astype(int), _point_group(ideal)
 
 
 def _point_group(ideal: IdealSubstrate) -> np.ndarray:

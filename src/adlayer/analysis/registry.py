@@ -198,6 +198,43 @@ def ideal_substrate(structure: Atoms) -> IdealSubstrate:
     )
 
 
+def aligned_basis(basis: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Of all pairs of shortest vectors that span the lattice of ``basis``, that most parallel to those of ``cell``."""
+    short = reduce_basis(basis)
+    vectors = np.array([c for c in itertools.product((-1, 0, 1), repeat=2) if any(c)]) @ short  # (8, 2)
+    target = np.linalg.det(short) * np.sign(np.linalg.det(short) * np.linalg.det(cell))
+    directions = cell / np.linalg.norm(cell, axis=1)[:, None]
+
+    def merit(pair: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+        lengths = np.linalg.norm(pair, axis=1)
+        along = (np.array(pair) * directions).sum(axis=1) / lengths
+        return round(float(lengths.sum()), 3), -round(float(along.sum()), 6)
+
+    pairs = [(u, v) for u in vectors for v in vectors if abs(u[0] * v[1] - u[1] * v[0] - target) < 0.1 * abs(target)]
+    return np.array(min(pairs, key=merit))
+
+
+def surface_basis(atoms: Atoms, ideal: IdealSubstrate) -> np.ndarray:
+    """The right-handed (1×1) vectors (2, 2) as rows, Å, in which the structure's superlattice is written.
+
+    Those of ``info["superstructure"]`` where they fit the substrate, else its shortest ones, as parallel to the
+    cell's as can be, the shorter one first: O/Ag(110) is p(2×1), however its cell is turned.
+    """
+    cell = np.asarray(atoms.cell[:2, :2], dtype=float)
+    if "superstructure" in atoms.info:
+        basis = np.linalg.inv(np.reshape(atoms.info["superstructure"], (2, 2)).astype(float)) @ cell
+        multiple = ideal.basis @ np.linalg.inv(basis)
+        if np.abs(multiple - np.round(multiple)).max() < 1e-3:
+            return _right_handed(basis)
+    first, second = _right_handed(aligned_basis(ideal.basis, cell))
+    longer = np.linalg.norm(first) > np.linalg.norm(second) + 1e-3
+    return np.array([second, -first] if longer else [first, second])
+
+
+def _right_handed(basis: np.ndarray) -> np.ndarray:
+    return np.asarray(basis if np.linalg.det(basis) > 0 else basis[::-1])
+
+
 def lattice_points(ideal: IdealSubstrate) -> np.ndarray:
     """The (1×1) lattice vectors (n_cells, 2), Å, that lie within the supercell."""
     corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ ideal.matrix

@@ -22,7 +22,6 @@ of the substrate plays no part.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -35,10 +34,12 @@ from adlayer.analysis.matching import Overlayer, displacements, prepare
 from adlayer.analysis.registry import (
     IdealSubstrate,
     SymmetryOperations,
+    aligned_basis,
     lattice_points,
     minimum_image,
     reduce_basis,
     substrate_maps,
+    surface_basis,
 )
 
 PLANE_GROUPS = (
@@ -57,7 +58,7 @@ class PrimitiveOverlayer:
     atoms
         Overlayer and substrate of the primitive cell, without energies.
     matrix
-        (2, 2) integers: the cell in (1×1) vectors, see :func:`surface_basis`.
+        (2, 2) integers: the cell in (1×1) vectors, see :func:`adlayer.analysis.registry.surface_basis`.
     basis
         (2, 2) those vectors as rows, Å.
     n_copies
@@ -92,41 +93,6 @@ class Symmetry:
     plane_group_number: int
     layer_group: str
     layer_group_number: int
-
-
-def _aligned(basis: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Of all pairs of shortest vectors that span the lattice of ``basis``, that most parallel to those of ``cell``."""
-    short = reduce_basis(basis)
-    vectors = np.array([c for c in itertools.product((-1, 0, 1), repeat=2) if any(c)]) @ short  # (8, 2)
-    target = np.linalg.det(short) * np.sign(np.linalg.det(short) * np.linalg.det(cell))
-    directions = cell / np.linalg.norm(cell, axis=1)[:, None]
-
-    def merit(pair: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
-        lengths = np.linalg.norm(pair, axis=1)
-        along = (np.array(pair) * directions).sum(axis=1) / lengths
-        return round(float(lengths.sum()), 3), -round(float(along.sum()), 6)
-
-    pairs = [(u, v) for u in vectors for v in vectors if abs(u[0] * v[1] - u[1] * v[0] - target) < 0.1 * abs(target)]
-    return np.array(min(pairs, key=merit))
-
-
-def surface_basis(atoms: Atoms, ideal: IdealSubstrate) -> np.ndarray:
-    """The right-handed (1×1) vectors (2, 2) as rows, Å, in which the structure's superlattice is written.
-
-    Those of ``info["superstructure"]`` where they fit the substrate, else its shortest ones, as parallel to the
-    cell's as can be.
-    """
-    cell = np.asarray(atoms.cell[:2, :2], dtype=float)
-    if "superstructure" in atoms.info:
-        basis = np.linalg.inv(np.reshape(atoms.info["superstructure"], (2, 2)).astype(float)) @ cell
-        multiple = ideal.basis @ np.linalg.inv(basis)
-        if np.abs(multiple - np.round(multiple)).max() < 1e-3:
-            return _right_handed(basis)
-    return _right_handed(_aligned(ideal.basis, cell))
-
-
-def _right_handed(basis: np.ndarray) -> np.ndarray:
-    return np.asarray(basis if np.linalg.det(basis) > 0 else basis[::-1])
 
 
 def invariant_operations(overlayer: Overlayer, maps: SymmetryOperations, tolerance: float) -> SymmetryOperations:
@@ -254,7 +220,7 @@ def primitive_overlayer(atoms: Atoms, tolerance: float = 0.3, overlayer: Overlay
     shifts = _translations(overlayer, tolerance)
     folded, small = atoms, cell
     if len(shifts) > 1:
-        lattice = _aligned(_lattice(shifts, ideal.basis, ideal.matrix), cell)
+        lattice = aligned_basis(_lattice(shifts, ideal.basis, ideal.matrix), cell)
         labels = _orbits(atoms, ideal, shifts, lattice)
         if (np.unique(labels, return_counts=True)[1] == len(shifts)).all():
             folded, small = _fold(atoms, labels, lattice), lattice

@@ -96,6 +96,7 @@ def generate(
     The substrate stays as it is, the overlayer within the window. OUT is a structure file or a database.
     """
     from adlayer import study
+    from adlayer.study.learning import given
 
     with session.progress("generate") as progress:
         result = study.generate_to(
@@ -107,15 +108,17 @@ def generate(
             seed=session.seed,
             sampling=study.sampling_settings(
                 preset,
-                steps=steps,
-                solver=solver,
-                guidance=guidance,
-                energy=energy,
-                weight=weight,
-                relax_steps=relax_steps,
-                starts=starts,
-                refine=refine,
-                symmetry=symmetry,
+                **given(
+                    steps=steps,
+                    solver=solver,
+                    guidance=guidance,
+                    energy=energy,
+                    weight=weight,
+                    relax_steps=relax_steps,
+                    starts=starts,
+                    refine=refine,
+                    symmetry=symmetry,
+                ),
             ),
             trajectory=trajectory,
             workers=workers,
@@ -188,8 +191,8 @@ def run(
     from adlayer.config import read_study
 
     loaded = read_study(file)
-    if session.seed:
-        loaded = loaded.model_copy(update={"seed": session.seed})
+    if session.asked_seed is not None:
+        loaded = loaded.model_copy(update={"seed": session.asked_seed})
     session.seed = loaded.seed
     return _tell(session, study.run(loaded, until=until, reporter=session))
 

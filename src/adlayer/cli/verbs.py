@@ -42,15 +42,18 @@ MaxSteps = Annotated[int, typer.Option(min=0, help="Relaxation steps after which
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
 Executor = Annotated[str | None, typer.Option(metavar="URL", help="Dask scheduler that runs the jobs instead.")]
-_Seed = Annotated[int, typer.Option(min=0, help="Random seed: the same gives the same result.")]
+_Seed = Annotated[
+    int | None, typer.Option(min=0, help="Random seed: the same gives the same result; 0, or a study file's own.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout at the end, the rest on stderr.")]
 
 
 @dataclass
 class Session:
-    """One run of a verb: its seed, where its words go, what it wrote and spent."""
+    """One run of a verb: its seed and the one that was asked for, where its words go, what it wrote and spent."""
 
     seed: int
+    asked_seed: int | None
     json: bool
     outputs: list[str] = field(default_factory=list)
     n_force_calls: int = 0
@@ -107,20 +110,20 @@ def verb(
         signature = inspect.signature(function, eval_str=True)
         _, *own = signature.parameters.values()
         shared = [
-            inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=_Seed),
+            inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Seed),
             inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Json),
         ]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
 
         @functools.wraps(function)
-        def command(*, seed: int, as_json: bool, **arguments: Any) -> None:
-            session = Session(seed, as_json)
+        def command(*, seed: int | None, as_json: bool, **arguments: Any) -> None:
+            session = Session(seed or 0, seed, as_json)
             start = time.monotonic()
             fields = function(session, **arguments) or {}
             if as_json:
                 common = {
                     "version": __version__,
-                    "seed": seed,
+                    "seed": session.seed,
                     "wall_s": round(time.monotonic() - start, 3),
                     "n_force_calls": session.n_force_calls,
                     "outputs": session.outputs,

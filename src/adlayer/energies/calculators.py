@@ -126,16 +126,19 @@ def check_calculator(specification: str) -> None:
         )
 
 
-@lru_cache(maxsize=4)
 def make_calculator(specification: str) -> BaseCalculator:
-    """The ASE calculator of a specification, made once per process.
+    """The ASE calculator of a specification, made once per process as long as :func:`identify` says the same of it.
 
     Raises
     ------
     UserError
         If the backend is unknown, missing, or refuses its arguments.
     """
-    check_calculator(specification)
+    return _made(specification, json.dumps(identify(specification)))
+
+
+@lru_cache(maxsize=4)
+def _made(specification: str, identity: str) -> BaseCalculator:
     name, arguments = _split(specification)
     with warnings.catch_warnings(), quiet_backends():
         warnings.simplefilter("ignore")

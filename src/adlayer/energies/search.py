@@ -47,6 +47,7 @@ class SearchSummary:
     n_converged: int
     n_force_calls: int
     lowest: dict[str, float]  # eV, by formula
+    tasks: tuple[str, ...]  # of its rows
 
 
 def sample_rng(seed: int, formula: str, sample: int) -> np.random.Generator:
@@ -141,4 +142,5 @@ def search(
     for row in rows:
         if row.converged:
             lowest[row.overlayer] = min(row.energy, lowest.get(row.overlayer, np.inf))
-    return SearchSummary(len(rows), sum(bool(r.converged) for r in rows), sum(r.n_force_calls for r in rows), lowest)
+    n_converged, n_force_calls = sum(bool(r.converged) for r in rows), sum(r.n_force_calls for r in rows)
+    return SearchSummary(len(rows), n_converged, n_force_calls, lowest, tuple(tasks))

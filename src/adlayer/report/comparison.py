@@ -22,7 +22,7 @@ from adlayer.analysis.compare import (
     wilson_interval,
 )
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable
+from adlayer.structures.store import check_writable, write_text
 
 Sets = Mapping[str, Sequence[Atoms]]
 
@@ -77,11 +77,12 @@ def write_comparison(
 ) -> list[Path]:
     """Write ``comparison.json`` and every figure for which the structures have data; returns the paths."""
     from adlayer.report.figures import energy_distribution, relaxation_figure, success_figure
+    from adlayer.report.pictures import save_picture
 
     folder = Path(directory)
     paths = [folder / "comparison.json"]
     check_writable(paths[0])
-    paths[0].write_text(json.dumps(result, indent=1) + "\n")
+    write_text(paths[0], json.dumps(result, indent=1) + "\n")
     above = energies_above_common_lowest(sets)
     figures = {"energies.png": energy_distribution(above)}
     if steps := {name: values for name, s in sets.items() if len(values := row_values(s, "n_steps"))}:
@@ -91,6 +92,6 @@ def write_comparison(
         curves = {name: success_curve(above[name] <= within, calls) for name, calls in costs.items()}
         figures["success.png"] = success_figure(curves)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150)
+        save_picture(figure, folder / name, dpi=150)
         paths.append(folder / name)
     return paths

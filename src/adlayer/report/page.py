@@ -36,7 +36,7 @@ from adlayer.report.entries import Entry, Sets, above_zero, columns, rank, signe
 from adlayer.report.explorer import write_chemiscope, write_data
 from adlayer.report.figures import structure_figure, structure_legend
 from adlayer.report.sets import set_figures, set_rows
-from adlayer.structures.store import check_writable, plain_info, replacing
+from adlayer.structures.store import check_writable, plain_info, write_text
 
 FOLDER = "page"
 _DPI = 150
@@ -244,6 +244,5 @@ def write_report(
             provenance=dict(provenance or {}),
             folder=FOLDER,
         )
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path

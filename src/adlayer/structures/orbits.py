@@ -120,11 +120,10 @@ class _Space:
     def __init__(self, substrate: Atoms) -> None:
         box = substrate.cell.array.copy()
         box[2] = [0.0, 0.0, np.ptp(substrate.positions[:, 2]) + 20.0]
+        kinds = 200 * substrate.get_tags() + substrate.numbers  # atoms of another layer or element are of another kind
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # spglib's own, on how it will report errors
-            found = spglib.get_symmetry(
-                (box, substrate.positions @ np.linalg.inv(box), substrate.get_tags()), symprec=_TOLERANCE
-            )
+            found = spglib.get_symmetry((box, substrate.positions @ np.linalg.inv(box), kinds), symprec=_TOLERANCE)
         pairs = [] if found is None else zip(found["rotations"], found["translations"], strict=True)
         upright = [
             (tuple(int(x) for x in rotation[:2, :2].flat), translation[:2].tolist())

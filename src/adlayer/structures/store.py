@@ -5,7 +5,7 @@ with its energy and forces, the backend in ASE's ``calculator`` column (version 
 ``calculator_parameters``) and the keys
 
 ======================  ====================================================================================
-``stage``               ``search``, ``generated`` or ``relaxed``
+``stage``               ``search``, ``generated``, ``relaxed`` or ``reference``
 ``overlayer``           formula of the overlayer (ASE reserves ``formula`` for the whole structure)
 ``seed``, ``sample``    the random stream: the seed given and the structure's number in it
 ``n_force_calls``       calculator calls spent on it
@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import csv
 import hashlib
 import json
 import lzma
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table, atomically."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def check_structure_file(path: str | os.PathLike[str]) -> None:
@@ -222,11 +235,12 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
     if is_database(name):
         database = connect(name, must_exist=True)
         try:
-            structures = [row_atoms(row) for row in rows_in_order(database, selection)]
+            rows = list(rows_in_order(database, selection))
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f'selection "{selection}" is not understood ({error}): write it like "stage=search"'
             ) from error
+        structures = [row_atoms(row) for row in rows]
     else:
         if not Path(name).is_file():
             raise UserError(f"there is no file {name}: give a structure file or a database")

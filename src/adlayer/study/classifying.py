@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ase import Atoms
 
 from adlayer.analysis.table import describe
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable, connect, is_database, replacing, write_row
+from adlayer.structures.store import check_writable, connect, is_database, replacing, write_csv, write_row
 from adlayer.study.stages import FilePath, Progress, _silent, load_structures
 
 _KEPT_BY_ASE = {"index", "id", "energy"}  # columns that an ASE database has of its own
@@ -64,11 +63,11 @@ def classify(
 
 def write_table(output: FilePath, structures: Sequence[Atoms], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write structures and their rows as :func:`classify` does, atomically."""
-    with replacing(output) as partial:
-        if is_database(output):
+    if is_database(output):
+        with replacing(output) as partial:
             _write_database(partial, structures, rows)
-        else:
-            _write_csv(partial, rows)
+    else:
+        write_csv(output, rows[0], [row.values() for row in rows])
 
 
 def _check_output(source: FilePath | Sequence[Atoms], output: FilePath) -> None:
@@ -77,13 +76,6 @@ def _check_output(source: FilePath | Sequence[Atoms], output: FilePath) -> None:
     if isinstance(source, str | os.PathLike) and Path(source).resolve() == Path(output).resolve():
         raise UserError(f"output {output} is the input itself: give another name")
     check_writable(output)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _write_database(path: Path, structures: Sequence[Atoms], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 def sampling_settings(preset: str = "default", **changes: Any) -> Any:
-    """The sampling settings of a preset with the given (not ``None``) changes.
+    """The sampling settings of a preset with changes; ``energy=None`` is one, and asks for no energy.
 
     Raises
     ------
@@ -39,7 +39,12 @@ def sampling_settings(preset: str = "default", **changes: Any) -> Any:
 
     if preset not in PRESETS:
         raise UserError(f'preset "{preset}" is unknown: choose one of {", ".join(PRESETS)}')
-    return replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
+    return replace(PRESETS[preset], **changes)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def read_substrate(path: str) -> Atoms:
@@ -72,7 +77,8 @@ def _frames(substrate: Atoms, symbols: list[str], samples: list[list[np.ndarray]
 class _Block:
     """Consecutive samples to generate together."""
 
-    model: str
+    model: str  # file
+    fingerprint: str  # of what is in it
     substrate: Atoms
     formula: str
     first: int
@@ -95,7 +101,8 @@ class _Made:
 
 
 @lru_cache(maxsize=1)
-def _model(path: str, device: str) -> Any:
+def _model(path: str, fingerprint: str, device: str) -> Any:
+    """The model in a file with this fingerprint, loaded once."""
     from adlayer.network.device import find_device
     from adlayer.training.checkpoint import load_model
 
@@ -114,7 +121,7 @@ def _make(block: _Block) -> _Made:
     start = time.process_time()
     try:
         made = generate(
-            _model(block.model, block.device),
+            _model(block.model, block.fingerprint, block.device),
             block.substrate,
             formula=block.formula,
             n=block.last,
@@ -157,7 +164,33 @@ def generate_into(
 
     On ``cuda`` blocks are larger and made one after the other in this process, whatever ``workers``.
 
-    Returns the verb's numbers and, under ``structures``, the samples as ``Atoms`` in order.
+    Parameters
+    ----------
+    database
+        Open, to be written to.
+    model_path, substrate
+        Model file; structure without overlayer.
+    formula, n, seed
+        See :func:`adlayer.diffusion.generation.generate`.
+    sampling
+        See :func:`sampling_settings`; by default those of the preset ``default``.
+    trajectory
+        File for the reverse process; all blocks are then made anew.
+    workers, device
+        Processes; ``cpu`` or ``cuda``.
+    progress
+        Called with the number of structures done and the total.
+
+    Returns
+    -------
+    dict
+        ``n``, ``formula``, ``model`` (its fingerprint), ``n_network_calls``, ``n_force_calls`` (0),
+        ``n_learned_force_calls``, ``cpu_s``, and under ``structures`` the samples as ``Atoms`` in order.
+
+    Raises
+    ------
+    UserError
+        If the model, the request or the device is unusable.
     """
     from adlayer.diffusion.generation import block_size, check_request
     from adlayer.diffusion.sampling import Sampling
@@ -165,9 +198,9 @@ def generate_into(
     from adlayer.training.checkpoint import model_hash
 
     sampling = sampling or Sampling()
-    model = _model(model_path, device)
-    formula = check_request(model, substrate, formula, n, sampling)
     fingerprint = model_hash(model_path)
+    model = _model(model_path, fingerprint, device)
+    formula = check_request(model, substrate, formula, n, sampling)
     if trajectory is not None:
         check_writable(trajectory)
     tasks = [task_fingerprint(substrate, fingerprint, formula, asdict(sampling), seed, k) for k in range(n)]
@@ -175,7 +208,7 @@ def generate_into(
     n_atoms = len(substrate) + sum(parse_formula(formula).values())
     film, size = trajectory is not None, block_size(model.device, n_atoms)
     blocks = [
-        _Block(model_path, substrate, formula, first, min(first + size, n), seed, sampling, film, device)
+        _Block(model_path, fingerprint, substrate, formula, first, min(first + size, n), seed, sampling, film, device)
         for first in range(0, n, size)
         if film or not present.issuperset(tasks[first : first + size])
     ]

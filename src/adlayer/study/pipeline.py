@@ -20,13 +20,14 @@ from adlayer.config import SearchTable, Study
 from adlayer.energies.search import SearchSummary
 from adlayer.errors import UserError
 from adlayer.structures.placement import expand_range
-from adlayer.structures.store import check_writable, connect, read_structures, write_structures
-from adlayer.study.learning import generate_into, sampling_settings
+from adlayer.structures.store import check_writable, connect, read_structures, write_structures, write_text
+from adlayer.study.learning import generate_into, given, sampling_settings
 from adlayer.study.reporting import Judgement, judge
 from adlayer.study.training import train
 
 STAGES = ("search", "train", "generate", "relax", "report")
 DEMO_MODEL = "ag-o.safetensors"
+_BEGUN = "begun: "  # stands before the record of a training that has not ended
 DEMO_REFERENCE = "p4x4-O_Ag111-Ag6"
 
 
@@ -97,8 +98,9 @@ def _random(study: Study, reporter: Reporter) -> list[Atoms]:
     if not table.random:
         return []
     job = SearchTable(cell=table.cell, formulas=[table.formula], n=table.random)
-    _search_in(study, reporter, "random.db", job, table.window)
-    return [a for a in read_structures(Path(study.directory) / "random.db") if a.info["row"]["converged"]]
+    tasks = set(_search_in(study, reporter, "random.db", job, table.window).tasks)  # others may be there from before
+    rows = read_structures(Path(study.directory) / "random.db")
+    return [a for a in rows if a.info["row"]["converged"] and a.info["row"]["task"] in tasks]
 
 
 def _training_record(study: Study) -> str:
@@ -109,19 +111,24 @@ def _train(study: Study, reporter: Reporter) -> dict[str, Any]:
     from adlayer.training.checkpoint import state_path
 
     directory = Path(study.directory)
-    model, record = directory / "model.safetensors", directory / "model.study.json"
-    same = record.is_file() and record.read_text() == _training_record(study)
-    unfinished = state_path(model).is_file()
-    if same and model.is_file() and not unfinished:
+    model, record, wanted = directory / "model.safetensors", directory / "model.study.json", _training_record(study)
+    written = record.read_text() if record.is_file() else ""
+    state = state_path(model)
+    if written == wanted and model.is_file() and not state.is_file():
         return {"trained_before": True, "outputs": [str(model)]}
-    record.write_text(_training_record(study))
+    resume = written in (wanted, _BEGUN + wanted) and state.is_file()
+    if not resume:
+        state.unlink(missing_ok=True)  # of another training
+    write_text(record, _BEGUN + wanted)  # what lies there now is not the model of this study
     table = study.train
     with reporter.progress("train") as progress:
-        return train(
-            str(directory / "study.db"), str(model), select=table.select, repeat=table.repeat, time=table.time,
-            steps=table.steps, batch=table.batch, seed=study.seed, resume=same and unfinished, message=reporter.say,
+        result = train(
+            str(directory / "study.db"), str(model), rows="stage=search", select=table.select, repeat=table.repeat,
+            time=table.time, steps=table.steps, batch=table.batch, seed=study.seed, resume=resume, message=reporter.say,
             progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
         )  # fmt: skip
+    write_text(record, wanted)
+    return result
 
 
 def _generate(study: Study, reporter: Reporter, model: str) -> dict[str, Any]:
@@ -131,7 +138,8 @@ def _generate(study: Study, reporter: Reporter, model: str) -> dict[str, Any]:
             connect(Path(study.directory) / "study.db"), model, _substrate(study, table.cell, table.window),
             formula=table.formula, n=table.n, seed=study.seed, progress=progress,
             sampling=sampling_settings(
-                table.preset, steps=table.steps, starts=table.starts, refine=table.refine, symmetry=table.symmetry
+                table.preset,
+                **given(steps=table.steps, starts=table.starts, refine=table.refine, symmetry=table.symmetry),
             ),
         )  # fmt: skip
 
@@ -232,7 +240,7 @@ def run(
     last = STAGES.index(until) if until else len(STAGES) - 1
     directory = Path(study.directory)
     check_writable(directory / "study.json")
-    (directory / "study.json").write_text(json.dumps(study.model_dump(), indent=1))
+    write_text(directory / "study.json", json.dumps(study.model_dump(), indent=1))
     result: dict[str, Any] = {"directory": str(directory)}
     if model is None:
         model = str(directory / "model.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from ase import Atoms
 from adlayer.analysis.leed import ENERGY, LeedPattern, kinematic_pattern, leed_pattern, surface_lattice
 from adlayer.errors import UserError
 from adlayer.structures.commensurate import CommensurateCell, commensurate_cells
-from adlayer.structures.store import check_writable, is_database, replacing
+from adlayer.structures.store import check_writable, is_database, write_csv
 from adlayer.structures.sublattices import integer_operations
 from adlayer.structures.superstructure import superstructure_matrix, wood_notation
 from adlayer.study.stages import FilePath, load_structures, substrate
@@ -54,7 +53,7 @@ def cells(
             [c.area, c.wood or "", *c.matrix.ravel(), *(f"{x:.4f}" for x in (*c.lengths, c.angle)), c.domains]
             for c in found
         ]
-        _write_table(output, header, rows)
+        write_csv(output, header, rows)
     return found
 
 
@@ -150,14 +149,9 @@ def _check_output(path: FilePath, suffixes: Sequence[str]) -> None:
     check_writable(path)
 
 
-def _write_table(path: FilePath, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-
 def _write_pattern(path: FilePath, pattern: LeedPattern, name: str, wood: str | None) -> None:
     if Path(path).suffix.lower() == _TABLE:
-        _write_table(path, ["domain", "h", "k", "qx_per_A", "qy_per_A", "intensity", "forbidden"], _spots(pattern))
+        write_csv(path, ["domain", "h", "k", "qx_per_A", "qy_per_A", "intensity", "forbidden"], _spots(pattern))
         return
     from adlayer.report.leed import leed_figure, typeset_wood
     from adlayer.report.pictures import save_picture

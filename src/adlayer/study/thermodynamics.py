@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -29,12 +27,20 @@ from adlayer.analysis.energetics import (
 )
 from adlayer.analysis.gas import DIATOMICS, MBAR, gas_temperature
 from adlayer.analysis.phases import UNCERTAINTY, PhaseDiagram, Stability, phase_diagram
-from adlayer.analysis.registry import ideal_substrate
+from adlayer.analysis.registry import ideal_substrate, surface_basis
 from adlayer.energies.calculators import identify
 from adlayer.energies.reservoirs import reference_energy, reservoir
 from adlayer.errors import UserError
 from adlayer.structures.placement import overlayer_formula
-from adlayer.structures.store import backend_record, check_writable, connect, read_structures, write_structures
+from adlayer.structures.store import (
+    backend_record,
+    check_writable,
+    connect,
+    read_structures,
+    write_csv,
+    write_structures,
+    write_text,
+)
 from adlayer.structures.superstructure import wood_notation
 from adlayer.study.stages import FilePath, Progress, _silent
 
@@ -110,13 +116,8 @@ def backend_specification(record: Mapping[str, Any], given: str | None) -> str:
 
 def cell_label(atoms: Atoms) -> str:
     """Wood's notation of a structure's cell, or its matrix."""
-    ideal = ideal_substrate(atoms)
-    matrix, basis = ideal.matrix, ideal.basis.copy()
-    if "superstructure" in atoms.info:
-        matrix = np.reshape(atoms.info["superstructure"], (2, 2)).astype(int)
-        basis = np.linalg.inv(matrix) @ atoms.cell.array[:2, :2]
-    if np.linalg.det(basis) < 0:
-        basis, matrix = basis * [[1], [-1]], matrix * [[1, -1]]
+    basis = surface_basis(atoms, ideal_substrate(atoms))
+    matrix = np.rint(atoms.cell.array[:2, :2] @ np.linalg.inv(basis)).astype(int)
     return wood_notation(matrix, basis) or "({} {} | {} {})".format(*matrix.ravel())
 
 
@@ -247,12 +248,9 @@ def write_table(path: FilePath, diagram: PhaseDiagram) -> None:
                 **dict(zip(("T_UHV_K", "T_1mbar_K", "T_1bar_K"), known["temperatures"], strict=True)),
             }
         )
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     check_writable(path)
-    Path(path).write_text(text.getvalue())
+    rounded = [[round(v, 6) if isinstance(v, float) else v for v in row.values()] for row in rows]
+    write_csv(path, rows[0], rounded)
 
 
 def _summary(study: PhaseStudy) -> dict[str, Any]:
@@ -277,7 +275,7 @@ def _write_numbers(folder: Path, study: PhaseStudy) -> list[Path]:
     """Table, JSON and the structures of all phases."""
     paths = [folder / "phases.csv", folder / "phases.json", folder / "phases.extxyz"]
     write_table(paths[0], study.diagram)
-    paths[1].write_text(json.dumps(_summary(study), indent=1) + "\n")
+    write_text(paths[1], json.dumps(_summary(study), indent=1) + "\n")
     for atoms, phase in zip(study.structures, study.diagram.phases[1:], strict=True):
         atoms.info["phase"] = phase.label
     write_structures(paths[2], study.structures)
@@ -293,6 +291,7 @@ def _write_figures(
 ) -> list[Path]:
     """The figures as PNG, PDF and SVG."""
     from adlayer.report.phases import phase_figure, pressure_figure
+    from adlayer.report.pictures import save_picture
 
     figures = {"phases": phase_figure(diagram, mark=mark)}
     if diagram.element in DIATOMICS:
@@ -301,7 +300,7 @@ def _write_figures(
     for name, figure in figures.items():
         for suffix in ("png", "pdf", "svg"):
             paths.append(folder / f"{name}.{suffix}")
-            figure.savefig(paths[-1], dpi=200)
+            save_picture(figure, paths[-1])
     return paths
 
 

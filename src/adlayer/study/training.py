@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable, connect, replacing, rows_in_order
+from adlayer.structures.store import check_writable, connect, rows_in_order, write_csv
 
 NEW_RATE, START_RATE = 1e-3, 3e-4  # learning rates of a new model, and of one that goes on from another
 
@@ -48,14 +47,6 @@ def read_repeats(text: str) -> tuple[tuple[int, int], ...]:
     return pairs
 
 
-def _metrics_text(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _read_metrics(path: Path, up_to: int) -> list[dict[str, Any]]:
     """Metrics of the training that goes on, up to the step it goes on from."""
     if not path.is_file():
@@ -69,6 +60,7 @@ def train(
     database: str,
     output: str,
     *,
+    rows: str = "",
     select: str = "",
     repeat: str = "1x1,1x1,2x1,1x2",
     steps: int | None = None,
@@ -84,8 +76,15 @@ def train(
 ) -> dict[str, Any]:
     """Train denoiser and force field on a database; writes the model, ``STEM.metrics.csv`` and ``STEM.loss.png``.
 
-    Arguments as for the verb ``train``: ``device`` is ``cpu`` or ``cuda``; ``every`` is the time between saved states
-    in seconds. A training interrupted at any moment goes on with ``resume`` from the last of them.
+    Arguments as for the verb ``train``, and ``rows``, which rows of the database there are at all (ASE's syntax);
+    ``device`` is ``cpu`` or ``cuda``; ``every`` is the time between saved states in seconds. A training interrupted at
+    any moment goes on with ``resume`` from the last of them.
+
+    Returns
+    -------
+    dict
+        ``n_structures``, ``n_steps``, ``validation_loss`` (of the denoiser), ``validation`` (best scores),
+        ``n_force_calls`` (0), ``model`` (its fingerprint) and ``outputs``.
 
     Raises
     ------
@@ -97,6 +96,7 @@ def train(
     from adlayer.network.device import find_device
     from adlayer.network.model import Architecture, Model
     from adlayer.report.figures import loss_curve
+    from adlayer.report.pictures import save_picture
     from adlayer.training import trainer
     from adlayer.training.checkpoint import (
         load_model,
@@ -123,7 +123,7 @@ def train(
     begin_with = None if start is None else load_model(start)
     selection = parse_selection(select)
     check_writable(output)
-    dataset = build_dataset(rows_in_order(connect(database, must_exist=True)), selection, seed=seed)
+    dataset = build_dataset(rows_in_order(connect(database, must_exist=True), rows), selection, seed=seed)
     message(describe(dataset))
     target = Path(output)
     saved = state_path(target)
@@ -140,8 +140,7 @@ def train(
     def keep(model: Model, report: Report) -> None:
         metrics.append({f.name: round(float(getattr(report, f.name)), 6) for f in fields(report)})
         save_model(target, model)
-        with replacing(metrics_path) as partial:
-            partial.write_text(_metrics_text(metrics))
+        write_csv(metrics_path, metrics[0], [row.values() for row in metrics])
         message(
             f"step {report.step}: score loss {report.score_loss:.3f}, held out {report.validation_score:.3f}; "
             f"energy {1000 * report.validation_energy:.1f} meV/atom, force {1000 * report.validation_force:.0f} meV/Å"
@@ -156,7 +155,7 @@ def train(
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
-    loss_curve(metrics).savefig(curve_path, dpi=150)
+    save_picture(loss_curve(metrics), curve_path, dpi=150)
     saved.unlink(missing_ok=True)
     return {
         "n_structures": model.card.n_structures,

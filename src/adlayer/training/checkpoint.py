@@ -41,6 +41,11 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
         partial.write_bytes(serialise(tensors, metadata={"adlayer": json.dumps(header)}))
 
 
+def _check_there(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"there is no model {path}: train one with adlayer train, or name the file of one")
+
+
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON header of a model file: ``format``, ``version``, ``card``.
 
@@ -49,8 +54,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     UserError
         If the file is missing, truncated, no model of ours, or of a newer format.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no model {path}: train one with adlayer train, or name the file of one")
+    _check_there(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -99,7 +103,14 @@ def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
 
 
 def model_hash(path: str | os.PathLike[str]) -> str:
-    """Short fingerprint of a model file; starts with a letter, as ASE's databases need."""
+    """Short fingerprint of a model file; starts with a letter, as ASE's databases need.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    _check_there(path)
     return "m" + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 

@@ -150,8 +150,9 @@ def make_model(dataset: Dataset, architecture: Architecture, settings: Settings,
         n_structures=len(dataset.train) + len(dataset.validation),
         training=asdict(settings),
     )
-    torch.manual_seed(settings.seed)
-    model = Model(card)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = Model(card)
     if start is None:
         model.force_field.baseline.copy_(torch.from_numpy(composition_baseline(dataset.frames, card.numbers)))
     else:
