@@ -18,7 +18,7 @@ def phases(
         str | None, typer.Option(help="Energy backend of the references; it must be that of the energies.")
     ] = None,
     varied: Annotated[str, typer.Option(help="Element whose chemical potential varies.")] = "O",
-    uncertainty: Annotated[float, typer.Option(help="Of the calculator, eV per overlayer atom.")] = 0.04,
+    uncertainty: Annotated[float, typer.Option(help="Of the calculator, eV per overlayer atom.")] = 0.05,
     reference: Annotated[
         list[str] | None, typer.Option(help="Reference energy instead of a computed one, eV per atom: O=-4.9.")
     ] = None,
