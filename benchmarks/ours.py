@@ -25,7 +25,8 @@ from adlayer.network.graph import to_batch
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.network.neighbours import neighbours
 from adlayer.training.dataset import Dataset, Example, Frame
-from adlayer.training.trainer import Settings, train
+from adlayer.training.settings import Settings
+from adlayer.training.trainer import train
 
 IMPORTED = peak_memory()
 

@@ -97,5 +97,8 @@ class AtOnce:
     def result(self) -> Any:
         return self.value
 
-    def shutdown(self) -> None:
+    def __enter__(self) -> AtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         pass

@@ -39,7 +39,8 @@ from adlayer.structures.store import connect, read_structures, rows_in_order
 from adlayer.study.learning import generate_into
 from adlayer.training.checkpoint import load_state, save_model, save_state, state_path
 from adlayer.training.dataset import build_dataset, parse_selection
-from adlayer.training.trainer import Settings, train
+from adlayer.training.settings import Settings
+from adlayer.training.trainer import train
 
 HERE, RUNS = Path(__file__).parent, Path("runs/claims")
 CELL, FORMULA, N = "p(4x3)", "Ag8O4", 200

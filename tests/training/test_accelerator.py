@@ -14,15 +14,17 @@ from adlayer.network.model import Architecture, Model
 from adlayer.training import losses, trainer
 from adlayer.training.checkpoint import TrainingState, load_model, load_state, save_model, save_state
 from adlayer.training.dataset import Dataset
-from adlayer.training.trainer import Report, Settings, make_kernel, make_model, train
+from adlayer.training.gradients import denoiser_gradients, force_field_gradients
+from adlayer.training.settings import Settings, make_kernel
+from adlayer.training.trainer import Report, make_model, train
 
 SETTINGS = Settings(steps=4, batch=4, force_batch=3, warmup=3, validate_every=2, repeats=((1, 1), (2, 1)))
 
 
 def _gradients(model: Model, dataset: Dataset, settings: Settings) -> list[torch.Tensor]:
     """Both losses and the gradients of all parameters in one step."""
-    score = trainer._denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, 0)
-    force = trainer._force_field_gradients(model, dataset, settings, 0)
+    score = denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, 0)
+    force = force_field_gradients(model, dataset, settings, 0)
     return [torch.tensor([score, force]), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 

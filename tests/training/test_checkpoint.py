@@ -28,7 +28,8 @@ from adlayer.training.checkpoint import (
     state_path,
 )
 from adlayer.training.dataset import Dataset
-from adlayer.training.trainer import Settings, make_model
+from adlayer.training.settings import Settings
+from adlayer.training.trainer import make_model
 
 
 @pytest.fixture

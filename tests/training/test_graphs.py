@@ -27,26 +27,28 @@ from adlayer.training import graphs as module
 from adlayer.training import trainer
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset
+from adlayer.training.gradients import NetworksOnGpu, denoiser_gradients, force_field_gradients
 from adlayer.training.graphs import Graphs, filled, filled_edges, round_size
 from adlayer.training.losses import collate
-from adlayer.training.trainer import Settings, _NetworksOnGpu, make_kernel, make_model, train
+from adlayer.training.settings import Settings, make_kernel
+from adlayer.training.trainer import make_model, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:training goes on without CUDA graphs. (?!one gives)")  # no CUDA
 SETTINGS = Settings(steps=4, batch=4, force_batch=3, repeats=((1, 1), (2, 1)))
 
 
-def _networks(model: Model, dataset: Dataset, settings: Settings) -> _NetworksOnGpu:
-    return _NetworksOnGpu(model, dataset, make_kernel(settings.kernel), settings, AtOnce(1))
+def _networks(model: Model, dataset: Dataset, settings: Settings) -> NetworksOnGpu:
+    return NetworksOnGpu(model, dataset, make_kernel(settings.kernel), settings, AtOnce(1))
 
 
 def _gradients(
-    model: Model, dataset: Dataset, settings: Settings, step: int, networks: _NetworksOnGpu | None
+    model: Model, dataset: Dataset, settings: Settings, step: int, networks: NetworksOnGpu | None
 ) -> list[Tensor]:
     """Both losses and the gradients of all parameters in one step, by graphs or without."""
     model.zero_grad(set_to_none=True)
     if networks is None:
-        score = trainer._denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step)
-        force = trainer._force_field_gradients(model, dataset, settings, step)
+        score = denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step)
+        force = force_field_gradients(model, dataset, settings, step)
     else:
         score, force = networks.gradients(step)
     return [torch.tensor([score, force]), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
@@ -139,10 +141,10 @@ def test_batches_are_prepared_a_step_ahead(
         return train(dataset, tiny, replace(SETTINGS, steps=6), state=states[-1])
 
     expected = trained()
-    monkeypatch.setattr(trainer, "_Networks", _NetworksOnGpu)
+    monkeypatch.setattr(trainer, "Networks", NetworksOnGpu)
     steps: list[int] = []
-    prepared = _NetworksOnGpu._prepared
-    monkeypatch.setattr(_NetworksOnGpu, "_prepared", lambda self, step: (steps.append(step), prepared(self, step))[1])
+    prepared = NetworksOnGpu._prepared
+    monkeypatch.setattr(NetworksOnGpu, "_prepared", lambda self, step: (steps.append(step), prepared(self, step))[1])
     for a, b in zip(trained().parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a.detach(), b.detach(), rtol=0.0, atol=1e-3 * float(b.detach().abs().max()) + 1e-6)
     assert steps == [0, 1, 2, 3, 3, 4, 5, 6]

@@ -11,7 +11,8 @@ from adlayer.diffusion.generation import generate
 from adlayer.diffusion.sampling import Sampling
 from adlayer.network.model import Architecture
 from adlayer.training.dataset import Dataset, Example, Frame
-from adlayer.training.trainer import Settings, train
+from adlayer.training.settings import Settings
+from adlayer.training.trainer import train
 
 
 def _dataset(atoms: Atoms) -> Dataset:

@@ -14,11 +14,12 @@ from adlayer.diffusion.kernels import ExactKernel, PaperKernel
 from adlayer.diffusion.schedule import LinearBeta, sigma_max_for
 from adlayer.errors import UserError
 from adlayer.network.model import Architecture, Model
-from adlayer.training import trainer
+from adlayer.training import drawing, gradients, trainer
 from adlayer.training.checkpoint import TrainingState, load_state, save_state
 from adlayer.training.dataset import Dataset, composition_baseline
 from adlayer.training.losses import collate, denoising_loss, force_field_loss
-from adlayer.training.trainer import Report, Settings, make_kernel, make_model, state_key, train
+from adlayer.training.settings import Settings, make_kernel
+from adlayer.training.trainer import Report, make_model, state_key, train
 
 SETTINGS = Settings(steps=8, batch=4, force_batch=2, warmup=3, average=0.9, repeats=((1, 1), (2, 1)))
 
@@ -159,7 +160,7 @@ def test_a_new_model_knows_its_data(dataset: Dataset, tiny: Architecture) -> Non
 def test_walls_are_drawn_beyond_the_atoms(dataset: Dataset) -> None:
     rng = np.random.default_rng(0)
     for example in dataset.train:
-        walls = trainer._random_windows([example] * 200, rng)
+        walls = drawing.random_windows([example] * 200, rng)
         z = example.positions[example.mobile, 2]
         assert walls[:, 0].max() < z.min()
         assert walls[:, 1].min() > z.max()
@@ -173,7 +174,7 @@ def test_conditions_say_energy_and_composition_or_nothing(dataset: Dataset, tiny
     rng = np.random.default_rng(0)
     example = dataset.train[0]
     share = np.mean(example.numbers[example.mobile] == 8)
-    rows = trainer._conditions([example] * 2000, card, rng, 0.3)
+    rows = drawing.conditions([example] * 2000, card, rng, 0.3)
     given = ~torch.isnan(rows)
     np.testing.assert_allclose(rows[given[:, 0], 0], example.energy_above, rtol=1e-6)
     np.testing.assert_allclose(rows[given[:, 1], 1], share, rtol=1e-6)
@@ -184,12 +185,12 @@ def test_conditions_say_energy_and_composition_or_nothing(dataset: Dataset, tiny
 def test_noise_levels_cover_the_schedule(dataset: Dataset) -> None:
     batch = collate(dataset.train[:1] * 500, [(10.0, 14.0)] * 500)
     u = torch.linspace(0.0, 1.0, 500)
-    exact = trainer._draw_sigma(u, batch, SETTINGS)
+    exact = drawing.draw_sigma(u, batch, SETTINGS)
     top = sigma_max_for(batch.cell, batch.window)
     assert float(exact[0]) == pytest.approx(0.02)
     assert float(exact[-1]) == pytest.approx(float(top[-1]))
     np.testing.assert_allclose(exact.log().diff(), exact.log().diff().mean(), rtol=1e-2)
-    paper = trainer._draw_sigma(u, batch, replace(SETTINGS, kernel="paper"))
+    paper = drawing.draw_sigma(u, batch, replace(SETTINGS, kernel="paper"))
     np.testing.assert_allclose(paper[1:], LinearBeta().sigma(u[1:]))
     assert isinstance(make_kernel("paper"), PaperKernel)
 
@@ -227,12 +228,12 @@ def test_gradients_in_parts_are_those_of_the_whole(
     found = []
     atoms = max(len(f.numbers) for f in dataset.frames)
     for block in (10, 2):
-        monkeypatch.setattr(trainer, "BLOCK_ATOMS", block * atoms)
+        monkeypatch.setattr(drawing, "BLOCK_ATOMS", block * atoms)
         model = make_model(dataset, tiny, settings).train()
         if network == "denoiser":
-            loss = trainer._denoiser_gradients(model, dataset, make_kernel("exact"), settings, 3)
+            loss = gradients.denoiser_gradients(model, dataset, make_kernel("exact"), settings, 3)
         else:
-            loss = trainer._force_field_gradients(model, dataset, settings, 3)
+            loss = gradients.force_field_gradients(model, dataset, settings, 3)
         found.append([torch.tensor(loss), *(p.grad for p in model.parameters() if p.grad is not None)])
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
@@ -244,8 +245,8 @@ def test_blocks_hold_all_in_turn_and_no_more_atoms_than_they_may(
     frames = dataset.frames[:6]
     sizes = [len(f.numbers) for f in frames]
     for atoms in (1, max(sizes), 2 * max(sizes), sum(sizes)):
-        monkeypatch.setattr(trainer, "BLOCK_ATOMS", atoms)
-        blocks = trainer._blocks(frames, torch.device("cpu"))
+        monkeypatch.setattr(drawing, "BLOCK_ATOMS", atoms)
+        blocks = drawing.blocks(frames, torch.device("cpu"))
         assert [f for block in blocks for f in block] == frames
         assert all(len(b) == 1 or sum(len(f.numbers) for f in b) <= atoms for b in blocks)
         assert len(blocks) == {1: len(frames), sum(sizes): 1}.get(atoms, len(blocks))

@@ -107,7 +107,8 @@ def train(
         state_path,
     )
     from adlayer.training.dataset import build_dataset, parse_selection
-    from adlayer.training.trainer import Report, Settings, describe, state_key
+    from adlayer.training.settings import Settings
+    from adlayer.training.trainer import Report, describe, state_key
 
     where = find_device(device)
     if steps is None and time is None:
