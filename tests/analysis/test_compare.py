@@ -14,7 +14,6 @@ from adlayer.analysis.compare import (
     calls_for_success,
     coverage,
     distribution_distance,
-    energies_above_lowest,
     potential_energy,
     relaxation_cost,
     success_curve,
@@ -135,16 +134,6 @@ def test_energies_are_read_never_calculated():
     assert potential_energy(stored) == -3.5
     stored.positions[0] += 0.1
     assert potential_energy(stored) is None
-
-
-def test_energies_above_lowest():
-    structures = [with_energy(e) for e in (-1.0, -3.0, -2.5)]
-    np.testing.assert_allclose(energies_above_lowest(structures), [2.0, 0.0, 0.5])
-    np.testing.assert_allclose(energies_above_lowest(structures, lowest=-4.0), [3.0, 1.0, 1.5])
-    with pytest.raises(UserError, match="structure 3 has no energy"):
-        energies_above_lowest([*structures, reference("p2x2-O_Pt111-fcc")])
-    with pytest.raises(UserError, match="cannot be compared"):
-        energies_above_lowest([*structures, with_energy(-1.0, "c2x2-O_Ni100")])
 
 
 def test_relaxation_cost_takes_what_is_recorded():

@@ -75,26 +75,6 @@ def potential_energy(atoms: Atoms) -> float | None:
     return None if energy is None else float(energy)
 
 
-def energies_above_lowest(structures: Sequence[Atoms], lowest: float | None = None) -> np.ndarray:
-    """Energies (n,), eV, of structures of one composition above the lowest of them or above ``lowest``.
-
-    Raises
-    ------
-    UserError
-        If a structure has no energy or another composition.
-    """
-    energies = [potential_energy(atoms) for atoms in structures]
-    if None in energies:
-        raise UserError(f"structure {energies.index(None)} has no energy: relax the structures first")
-    formulas = {atoms.get_chemical_formula() for atoms in structures}
-    if len(formulas) > 1:
-        raise UserError(f"energies of {' and '.join(sorted(formulas)[:2])} cannot be compared: select one composition")
-    values = np.array(energies, dtype=float)
-    if len(values) == 0:
-        return values
-    return values - (values.min() if lowest is None else lowest)
-
-
 def coverage(atoms: Atoms) -> dict[str, float]:
     """Overlayer atoms of each element per (1×1) cell of the substrate, ML, elements from light to heavy.
 

@@ -206,7 +206,7 @@ def demo(
     """Do the main job on what ships.
 
     The pretrained model generates Ag12O6 on Ag(111) p(4x4); SevenNet-0 relaxes; duplicates go, the rest is ranked and
-    matched against the Ag6 model, and a page written. A minute or so on two cores; interrupted, the same command goes on.
+    matched against the Ag6 model, and a page written. A minute on two cores; interrupted, the same command goes on.
     """
     from adlayer import study
 

@@ -46,11 +46,6 @@ class State:
 class Solver(Protocol):
     """One way to step from one noise level to the next."""
 
-    @property
-    def calls_per_step(self) -> int:
-        """Score evaluations per step (the last step takes one)."""
-        ...
-
     def normals(self, n_steps: int) -> int:
         """How often so many steps ask for normal numbers."""
         ...
@@ -69,8 +64,6 @@ class Solver(Protocol):
 @dataclass(frozen=True)
 class EulerMaruyama:
     """Reverse stochastic equation, first order: ``r + (σ² − σ'²) s + √(σ² − σ'²) ε``, the published solver."""
-
-    calls_per_step = 1
 
     def normals(self, n_steps: int) -> int:
         """How often so many steps ask for normal numbers."""
@@ -99,7 +92,6 @@ class Heun:
     """
 
     churn: float = 0.0
-    calls_per_step = 2
 
     def normals(self, n_steps: int) -> int:
         """How often so many steps ask for normal numbers."""
@@ -136,7 +128,6 @@ class Multistep:
     """
 
     eta: float = 0.0
-    calls_per_step = 1
 
     def normals(self, n_steps: int) -> int:
         """How often so many steps ask for normal numbers."""

@@ -19,7 +19,6 @@ no derivative and no symmetry. 0 switches it off, as published.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -309,8 +308,3 @@ class ForceField(nn.Module):
         baseline = self.baseline[self.species(batch.numbers)].double()
         total = interaction.new_zeros(batch.n_structures, dtype=torch.float64).index_add(0, batch.batch, baseline)
         return total + interaction.double()
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(math.prod(p.shape) for p in module.parameters())

@@ -26,6 +26,7 @@ from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate_frames, hub
 
 _STEPS = 8  # round sizes between a power of two and the next
 _APART = 1000.0  # Å, between atoms that fill up; lattice steps, of pairs that do
+_GRAPHS = 64  # at most, one for each combination of sizes
 _TOLERANCE = 1e-3  # of the largest gradient of a parameter, in single precision
 
 Inputs = dict[str, Tensor]
@@ -105,7 +106,7 @@ class Gradients:
             loss, gradients = graph(inputs)
         else:
             loss, gradients = self._plain(inputs)
-            if self.works:
+            if self.works and len(self._graphs) < _GRAPHS:
                 self.works = self._made(key, inputs, loss, gradients)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

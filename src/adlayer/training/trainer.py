@@ -133,11 +133,8 @@ class Validation:
 def _rate(settings: Settings, step: int, elapsed: float) -> float:
     """Learning rate: linear warm-up, then a cosine down to one percent at the end."""
     warm = min(1.0, (step + 1) / settings.warmup)
-    return (
-        settings.learning_rate
-        * warm
-        * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * settings.fraction(step, elapsed))))
-    )
+    cosine = math.cos(math.pi * settings.fraction(step, elapsed))
+    return settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + cosine))
 
 
 def train(
