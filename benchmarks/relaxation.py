@@ -22,7 +22,7 @@ from worker import Stopwatch, pin
 
 from adlayer.diffusion.generation import generate
 from adlayer.diffusion.sampling import Sampling
-from adlayer.energies.batched import relax_batch
+from adlayer.energies.batched import relaxing
 from adlayer.network.graph import to_batch
 from adlayer.network.inference import fast_force_field
 from adlayer.network.model import Model
@@ -63,7 +63,7 @@ def batched(model: Model, structures: list[Atoms], fmax: float = FMAX) -> Outcom
     def forces(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return force_field(batch.with_positions(positions))
 
-    result = relax_batch(forces, batch.positions, batch.batch, fixed, fmax=fmax, max_steps=MAX_STEPS)
+    *_, result = relaxing(forces, batch.positions, batch.batch, fixed, fmax, MAX_STEPS)
     energies = model.force_field.total_energy(batch, result.energies)
     cost = watch.cost(len(structures))
     minima = [atoms.copy() for atoms in structures]

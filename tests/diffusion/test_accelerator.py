@@ -21,7 +21,7 @@ from adlayer.diffusion.kernels import Domain, ExactKernel, Frame, Kernel, PaperK
 from adlayer.diffusion.sampling import SOLVERS, Sampling
 from adlayer.diffusion.schedule import sigma_grid, sigma_max_for
 from adlayer.diffusion.solvers import EulerMaruyama, Heun, Langevin, Multistep, Solver, sample
-from adlayer.energies.batched import relax_batch
+from adlayer.energies.batched import relaxing
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.structures.substrate import build_substrate
 
@@ -85,7 +85,8 @@ def _relaxed(device: torch.device | str) -> list[Tensor]:
         return energy.new_zeros(2).index_add(0, domain.batch, energy), -(d + d**3)
 
     fixed = (torch.arange(N_ATOMS) == 0).to(device)
-    return list(vars(relax_batch(well, start, domain.batch, fixed, max_steps=30)).values())
+    *_, last = relaxing(well, start, domain.batch, fixed, 0.05, 30)
+    return [last.positions, last.energies, last.forces, last.n_steps, last.converged]
 
 
 def _parts() -> dict[str, Callable[[torch.device | str], list[Tensor]]]:

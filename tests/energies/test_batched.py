@@ -1,5 +1,7 @@
 """Batched relaxation against ASE's optimizer on Lennard-Jones clusters."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from ase.calculators.lj import LennardJones
 from ase.optimize import BFGS
 
 from adlayer import compiled
-from adlayer.energies.batched import MAX_MOVE, MEMORY, init, relax_batch, step
+from adlayer.energies.batched import MAX_MOVE, MEMORY, RelaxState, init, relaxing, step
 from adlayer.energies.relaxation import relax
 from adlayer.structures.placement import place_overlayer
 from adlayer.structures.substrate import build_substrate
@@ -49,13 +51,19 @@ def pack(clusters: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(np.concatenate(clusters)), torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
 
+def relaxed(*arguments: Any) -> RelaxState:
+    """The last state."""
+    *_, last = relaxing(*arguments)
+    return last
+
+
 CLUSTERS = [cluster(n, seed) for seed, n in enumerate([2, 3, 4, 5, 7, 6])]
 
 
 def test_reaches_the_minima_that_ase_reaches() -> None:
     positions, batch = pack(CLUSTERS)
     model = Clusters(batch)
-    result = relax_batch(model, positions, batch, torch.zeros(len(batch), dtype=torch.bool), 1e-4, 500)
+    result = relaxed(model, positions, batch, torch.zeros(len(batch), dtype=torch.bool), 1e-4, 500)
     assert result.converged.all()
     assert model.calls == int(result.n_steps.max()) + 1
     # Known global minima of the smallest clusters (Hoare & Pal 1971); larger ones may end in other minima.
@@ -82,7 +90,7 @@ def test_finds_the_minima_of_ase_from_near_in_as_many_steps() -> None:
         positions, batch = pack([atoms.positions.copy()])
         optimizer = BFGS(atoms, logfile=None)
         optimizer.run(fmax=1e-3, steps=500)
-        ours = relax_batch(Clusters(batch), positions, batch, torch.zeros(7, dtype=torch.bool), 1e-3, 500)
+        ours = relaxed(Clusters(batch), positions, batch, torch.zeros(7, dtype=torch.bool), 1e-3, 500)
         assert float(ours.energies[0]) == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
         steps.append((int(ours.n_steps[0]), optimizer.nsteps))
     ours_total, ase_total = np.sum(steps, axis=0)
@@ -111,10 +119,10 @@ def test_independent_of_the_batch(max_steps: int, tolerance: float) -> None:
     """Up to rounding, which a long path amplifies."""
     positions, batch = pack(CLUSTERS)
     free = torch.zeros(len(batch), dtype=torch.bool)
-    together = relax_batch(Clusters(batch), positions, batch, free, 1e-3, max_steps)
+    together = relaxed(Clusters(batch), positions, batch, free, 1e-3, max_steps)
     for k, own in enumerate(CLUSTERS):
         alone_positions, alone_batch = pack([own])
-        alone = relax_batch(Clusters(alone_batch), alone_positions, alone_batch, free[: len(own)], 1e-3, max_steps)
+        alone = relaxed(Clusters(alone_batch), alone_positions, alone_batch, free[: len(own)], 1e-3, max_steps)
         assert int(alone.n_steps[0]) == int(together.n_steps[k])
         torch.testing.assert_close(alone.positions, together.positions[batch == k], atol=tolerance, rtol=0)
 
@@ -144,7 +152,7 @@ def test_harmonic_wells_are_found_exactly() -> None:
         energy = (0.5 * stiffness * (x - centre) ** 2).sum(-1)
         return x.new_zeros(4).index_add(0, batch, energy), -stiffness * (x - centre)
 
-    result = relax_batch(model, centre + 1.0, batch, torch.zeros(8, dtype=torch.bool), 1e-6, 100)
+    result = relaxed(model, centre + 1.0, batch, torch.zeros(8, dtype=torch.bool), 1e-6, 100)
     assert result.converged.all()
     torch.testing.assert_close(result.positions, centre, atol=1e-5, rtol=0)
 
@@ -152,7 +160,7 @@ def test_harmonic_wells_are_found_exactly() -> None:
 def test_one_broken_structure_harms_no_other() -> None:
     positions, batch = pack(CLUSTERS)
     free = torch.zeros(len(batch), dtype=torch.bool)
-    sound = relax_batch(Clusters(batch), positions, batch, free, 1e-3, 300)
+    sound = relaxed(Clusters(batch), positions, batch, free, 1e-3, 300)
     model = Clusters(batch)
 
     def breaking(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,7 +169,7 @@ def test_one_broken_structure_harms_no_other() -> None:
             forces[batch == 3] = torch.nan
         return energies, forces
 
-    result = relax_batch(breaking, positions, batch, free, 1e-3, 300)
+    result = relaxed(breaking, positions, batch, free, 1e-3, 300)
     assert result.converged.tolist() == [True, True, True, False, True, True]
     assert int(result.n_steps[3]) == 2
     assert torch.isfinite(result.positions).all()
@@ -173,7 +181,9 @@ def test_not_finite_at_the_start_is_not_converged() -> None:
     def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.full((1,), torch.nan), torch.zeros_like(x)
 
-    result = relax_batch(model, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
+    result = relaxed(
+        model, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool), 0.05, 9
+    )
     assert not result.converged.any()
     assert int(result.n_steps[0]) == 0
 

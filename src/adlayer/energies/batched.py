@@ -15,6 +15,7 @@ finite geometry, unconverged); others go on, and do not feel it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -70,17 +71,6 @@ class RelaxState:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BatchedRelaxation:
-    """Outcome: positions (N, 3) Å, energies (B,) eV, forces (N, 3) eV/Å, n_steps (B,), converged (B,)."""
-
-    positions: Tensor
-    energies: Tensor
-    forces: Tensor
-    n_steps: Tensor
-    converged: Tensor
-
-
 def _products(a: Tensor, b: Tensor, batch: Tensor, n: int) -> Tensor:
     """(n,) inner product of two (N, 3) vectors within each structure."""
     return a.new_zeros(n).index_add(0, batch, (a * b).sum(-1))
@@ -98,7 +88,7 @@ def _finite(energies: Tensor, forces: Tensor, batch: Tensor) -> Tensor:
 
 
 def init(model: EnergyModel, positions: Tensor, batch: Tensor, fixed: Tensor, fmax: float) -> RelaxState:
-    """The state before the first step; calls the model once. Arguments as in :func:`relax_batch`."""
+    """The state before the first step; calls the model once. Arguments as in :func:`relaxing`."""
     energies, forces = model(positions)
     n = len(energies)
     failed = ~_finite(energies, forces, batch)
@@ -190,20 +180,15 @@ def step(model: EnergyModel, state: RelaxState, batch: Tensor, fixed: Tensor, fm
     )
 
 
-def relax_batch(
-    model: EnergyModel,
-    positions: Tensor,
-    batch: Tensor,
-    fixed: Tensor,
-    fmax: float = 0.05,
-    max_steps: int = 300,
-) -> BatchedRelaxation:
-    """Relax all structures of a batch until the largest force on a free atom of each is below ``fmax``.
+def relaxing(
+    model: EnergyModel, positions: Tensor, batch: Tensor, fixed: Tensor, fmax: float, max_steps: int
+) -> Iterator[RelaxState]:
+    """The state before the first step and after each, until no structure moves or the steps are over.
 
     Parameters
     ----------
     model
-        Called once for the start and once for each step.
+        Called once for each state.
     positions
         (N, 3) Å, atoms of all structures one after another.
     batch
@@ -211,16 +196,12 @@ def relax_batch(
     fixed
         (N,) bool, atoms that do not move.
     fmax, max_steps
-        Criterion in eV/Å; steps after which to give up.
-
-    Returns
-    -------
-    BatchedRelaxation
-        ``converged`` is false where the steps ran out or the model ceased to be finite.
+        Largest force on a free atom at which a structure is relaxed, eV/Å; steps after which to give up.
     """
     state = init(model, positions, batch, fixed, fmax)
+    yield state
     for _ in range(max_steps):
         if not bool(state.active.any()):
-            break
+            return
         state = step(model, state, batch, fixed, fmax)
-    return BatchedRelaxation(state.positions, state.energies, state.forces, state.n_steps, state.converged)
+        yield state

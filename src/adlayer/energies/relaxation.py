@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
 
-from adlayer.energies.batched import RelaxState, init, step
+from adlayer.energies.batched import RelaxState, relaxing
 from adlayer.errors import UserError
 from adlayer.structures.placement import closest_contact
 from adlayer.structures.substrate import fixed_mask
@@ -134,11 +134,9 @@ def relax(
         return torch.tensor([work.get_potential_energy()], dtype=torch.float64), torch.from_numpy(forces).double()
 
     one, fixed = torch.zeros(len(work), dtype=torch.long), torch.from_numpy(fixed_mask(work))
-    state = init(energy_and_forces, torch.from_numpy(work.get_positions()), one, fixed, fmax)
-    frames = [_frame(state)]
-    while bool(state.active.all()) and len(frames) <= max_steps:
-        state = step(energy_and_forces, state, one, fixed, fmax)
-        if not bool(state.failed.any()):
+    frames: list[tuple[np.ndarray, float, np.ndarray]] = []
+    for state in relaxing(energy_and_forces, torch.from_numpy(work.get_positions()), one, fixed, fmax, max_steps):
+        if not frames or not bool(state.failed):
             frames.append(_frame(state))
     path = Path(*(np.array(column) for column in zip(*frames, strict=True)))
     energy = float(path.energies[-1])
