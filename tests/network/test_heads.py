@@ -119,12 +119,11 @@ def test_cells_smaller_than_the_cutoff_sum_over_all_images(denoiser: Denoiser, f
 
 
 def test_edges_beyond_the_cutoff_change_nothing(denoiser: Denoiser, force_field: ForceField, slab: Slab) -> None:
-    """A list made with a skin may be kept while atoms move a little."""
     batch = to_batch([slab(0), slab(1)], torch.float64)
-    longer = denoiser.edges(batch, skin=1.5)
+    longer = neighbours(batch, denoiser.cutoff + 1.5, among_substrate=False)
     assert len(longer.receiver) > len(denoiser.edges(batch).receiver)
     torch.testing.assert_close(_score(denoiser, batch), _score(denoiser, batch, edges=longer), rtol=1e-10, atol=1e-10)
-    for a, b in zip(force_field(batch), force_field(batch, force_field.edges(batch, skin=1.5)), strict=True):
+    for a, b in zip(force_field(batch), force_field(batch, neighbours(batch, force_field.cutoff + 1.5)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -136,7 +135,7 @@ def test_pairs_that_share_their_filters_equal_edges_each_for_itself(
     batch = to_batch([slab(0), slab(1, cell=((3.1, 0.2), (0.9, 4.0)), overlayer="AgO")], torch.float64)
     force_field = _force_field(direct).train()
     for network in (denoiser, force_field):
-        paired = network.edges(batch, skin=0.5)
+        paired = neighbours(batch, network.cutoff + 0.5, among_substrate=network is force_field)
         single = Edges(paired.receiver, paired.sender, paired.shift)
         wrong = Edges(paired.receiver, paired.sender, paired.shift.flip(0), paired=True)  # planted: images mixed up
         fast, plain, planted = (_answers(network, batch, edges) for edges in (paired, single, wrong))

@@ -33,7 +33,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from adlayer.analysis.compare import coverage, potential_energy
 from adlayer.analysis.matching import prepare, unique_overlayers
 from adlayer.analysis.motifs import motifs
 from adlayer.analysis.symmetry import PrimitiveOverlayer, Symmetry, primitive_overlayer, symmetry_of
+from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.sublattices import images, lattice_operations
 from adlayer.structures.superstructure import wood_notation
@@ -58,15 +59,11 @@ _PROVENANCE = {
 }  # column: key of the database row
 
 
-def _silent(done: int, total: int) -> None:
-    """No progress."""
-
-
 def describe(
     structures: Sequence[Atoms],
     tolerance: float = 0.3,
     energy_tolerance: float = 0.05,
-    progress: Callable[[int, int], None] = _silent,
+    progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """A table of structures; see the module's docstring for its columns.
 

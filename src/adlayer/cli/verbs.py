@@ -22,6 +22,7 @@ import typer
 
 from adlayer import __version__
 from adlayer.errors import UserError
+from adlayer.progress import Progress
 
 app = typer.Typer(
     name="adlayer",
@@ -67,7 +68,7 @@ class Session:
         self.outputs.append(str(path))
 
     @contextlib.contextmanager
-    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, label: str) -> Iterator[Progress]:
         """A function ``(done, total)`` that draws a bar with the time left; in a log, a line per tenth."""
         if not sys.stderr.isatty():
             yield _tenths(label)
@@ -83,7 +84,7 @@ class Session:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _tenths(label: str) -> Callable[[int, int], None]:
+def _tenths(label: str) -> Progress:
     """Progress for a log: a line on stderr whenever another tenth is done."""
     told = -1
 

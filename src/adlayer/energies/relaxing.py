@@ -17,6 +17,7 @@ from ase.db.core import Database
 from adlayer.energies.calculators import identify, make_calculator
 from adlayer.energies.relaxation import Relaxation, relax
 from adlayer.energies.workers import run_jobs, worker_pool
+from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.store import backend_record, row_atoms, task_fingerprint, write_row
 from adlayer.structures.substrate import fixed_mask
@@ -36,14 +37,24 @@ class _Start:
     max_steps: int
 
 
+def relax_with(specification: str, atoms: Atoms, fmax: float, max_steps: int) -> Relaxation:
+    """Relax a structure with the backend of a specification; arguments as for :func:`relax`."""
+    calculator, identity = make_calculator(specification), identify(specification)
+    return relax(atoms, calculator, fmax=fmax, max_steps=max_steps, identity=identity)
+
+
+def spent(result: Relaxation) -> dict[str, Any]:
+    """The keys of a row that say what its relaxation took."""
+    return {
+        "n_force_calls": result.n_force_calls,
+        "n_steps": result.n_steps,
+        "converged": result.converged,
+        "cpu_s": round(result.cpu_s, 3),
+    }
+
+
 def _relax_start(job: _Start) -> Relaxation:
-    return relax(
-        job.atoms,
-        make_calculator(job.calculator),
-        fmax=job.fmax,
-        max_steps=job.max_steps,
-        identity=identify(job.calculator),
-    )
+    return relax_with(job.calculator, job.atoms, job.fmax, job.max_steps)
 
 
 def _row_keys(start: Atoms, index: int, result: Relaxation) -> dict[str, Any]:
@@ -53,10 +64,7 @@ def _row_keys(start: Atoms, index: int, result: Relaxation) -> dict[str, Any]:
         **{key: row[key] for key in _KEPT if key in row},
         "stage": "relaxed",
         "overlayer": overlayer_formula(start),
-        "n_force_calls": result.n_force_calls,
-        "n_steps": result.n_steps,
-        "converged": result.converged,
-        "cpu_s": round(result.cpu_s, 3),
+        **spent(result),
         "parent": row.get("id", index),
     }
 
@@ -69,7 +77,7 @@ def relax_structures(
     max_steps: int = 300,
     workers: int | None = None,
     executor_url: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     on_result: Callable[[int, Atoms, Relaxation], None] = lambda index, atoms, relaxation: None,
 ) -> list[Atoms]:
     """Relax structures in parallel.
@@ -129,7 +137,7 @@ def relax_into_database(
     max_steps: int = 300,
     workers: int | None = None,
     executor_url: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> list[Atoms]:
     """Relax those structures that the database does not hold yet, and write them to it as they finish.
 

@@ -7,21 +7,21 @@ finish, and a run finds what is left to do by the fingerprints (``task``) of the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
 from ase.db.core import Database
 
-from adlayer.energies.calculators import identify, make_calculator
-from adlayer.energies.relaxation import Relaxation, relax
+from adlayer.energies.calculators import identify
+from adlayer.energies.relaxation import Relaxation
+from adlayer.energies.relaxing import PATH_FRAMES, relax_with, spent
 from adlayer.energies.workers import run_jobs, worker_pool
+from adlayer.progress import Progress, silent
 from adlayer.structures.placement import parse_formula, place_overlayer, write_formula
 from adlayer.structures.store import task_fingerprint, write_row
 from adlayer.structures.substrate import check_substrate
-
-PATH_FRAMES = 20
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,7 @@ def _relax_sample(job: Sample) -> Relaxation:
     start = place_overlayer(
         job.substrate, job.formula, sample_rng(job.seed, job.formula, job.sample), min_distance=job.min_distance
     )
-    return relax(
-        start,
-        make_calculator(job.calculator),
-        fmax=job.fmax,
-        max_steps=job.max_steps,
-        identity=identify(job.calculator),
-    )
+    return relax_with(job.calculator, start, job.fmax, job.max_steps)
 
 
 def search(
@@ -81,7 +75,7 @@ def search(
     min_distance: float = 0.7,
     workers: int | None = None,
     executor_url: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> SearchSummary:
     """Relax ``n`` random structures of each formula and write them to the database.
 
@@ -131,9 +125,7 @@ def search(
             for finished, (job, result) in enumerate(run_jobs(_relax_sample, todo, pool, 2 * count), start=1):
                 keys = {
                     "stage": "search", "overlayer": job.formula, "seed": job.seed, "sample": job.sample,
-                    "n_force_calls": result.n_force_calls, "n_steps": result.n_steps, "converged": result.converged,
-                    "cpu_s": round(result.cpu_s, 3),
-                    "task": job.task,
+                    **spent(result), "task": job.task,
                 }  # fmt: skip
                 write_row(database, result.atoms, keys, result.path.thin(PATH_FRAMES))
                 progress(len(done) + finished, len(jobs))

@@ -126,9 +126,9 @@ class Denoiser(nn.Module):
         self.painn = PaiNN(features, interactions, n_radial, cutoff, n_condition=features)
         self.read_out = VectorReadOut(features)
 
-    def edges(self, batch: Batch, skin: float = 0.0) -> Edges:
+    def edges(self, batch: Batch) -> Edges:
         """The edges that the denoiser uses: all pairs but those within the rigid substrate."""
-        return neighbours(lifted(batch, self.lift), self.cutoff + skin, among_substrate=False)
+        return neighbours(lifted(batch, self.lift), self.cutoff, among_substrate=False)
 
     def _condition(self, sigma: Tensor, conditions: Tensor) -> Tensor:
         """Noise level (B,) in Å and conditions (B, K), NaN where not given → (B, F)."""
@@ -229,9 +229,9 @@ class ForceField(nn.Module):
         self.register_buffer("baseline", torch.zeros(len(elements), dtype=torch.float64))  # eV per atom
         self.register_buffer("scale", torch.ones(()))  # eV
 
-    def edges(self, batch: Batch, skin: float = 0.0) -> Edges:
-        """All pairs within the cutoff (plus ``skin``)."""
-        return neighbours(lifted(batch, self.lift), self.cutoff + skin)
+    def edges(self, batch: Batch) -> Edges:
+        """All pairs within the cutoff."""
+        return neighbours(lifted(batch, self.lift), self.cutoff)
 
     def forward(self, batch: Batch, edges: Edges | None = None) -> tuple[Tensor, Tensor]:
         """Interaction energies without the baseline (B,), eV, and forces on all atoms (N, 3), eV/Å.

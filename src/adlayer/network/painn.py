@@ -253,7 +253,7 @@ class PaiNN(nn.Module):
         return s, kept.transpose(0, 1)
 
     def _geometry(self, edges: Edges, vectors: Tensor, n_atoms: int) -> Geometry:
-        """Of the edges within the cutoff (a list made with a skin has others); lengths are kept away from 0.
+        """Of the edges within the cutoff (lists that were filled up have others); lengths are kept away from 0.
 
         On a GPU those beyond are kept, which count nothing: to sort them out is to wait for it.
         """

@@ -11,8 +11,9 @@ from ase import Atoms
 
 from adlayer.analysis.table import describe
 from adlayer.errors import UserError
+from adlayer.progress import Progress, silent
 from adlayer.structures.store import check_writable, connect, is_database, replacing, write_csv, write_row
-from adlayer.study.stages import FilePath, Progress, _silent, load_structures
+from adlayer.study.stages import FilePath, load_structures
 
 _KEPT_BY_ASE = {"index", "id", "energy"}  # columns that an ASE database has of its own
 _RENAMED = {"cell": "superlattice", "origin": "stage"}  # columns whose names ASE reserves, or the store's own
@@ -25,7 +26,7 @@ def classify(
     select: str = "",
     tolerance: float = 0.3,
     energy_tolerance: float = 0.05,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """A row for each structure: what it is, how stable, how symmetric, whether new, and where it comes from.
 

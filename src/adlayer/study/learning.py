@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from ase.db.core import Database
 
 from adlayer.energies.workers import default_workers, run_jobs, worker_pool
 from adlayer.errors import UserError
+from adlayer.progress import Progress, silent
 from adlayer.structures.store import (
     check_writable,
     output_database,
@@ -23,8 +24,6 @@ from adlayer.structures.store import (
     write_row,
     write_structures,
 )
-
-Progress = Callable[[int, int], None]
 
 
 def sampling_settings(preset: str = "default", **changes: Any) -> Any:
@@ -158,7 +157,7 @@ def generate_into(
     trajectory: str | None = None,
     workers: int | None = None,
     device: str = "cpu",
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Generate into a database, block by block over worker processes; blocks that are there already are not made again.
 

@@ -8,7 +8,6 @@ stage looks in there for what is done already, so that a run goes on wherever it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from ase import Atoms
 from adlayer.config import SearchTable, Study
 from adlayer.energies.search import SearchSummary
 from adlayer.errors import UserError
+from adlayer.progress import Progress, silent
 from adlayer.structures.placement import expand_range
 from adlayer.structures.store import check_writable, connect, read_structures, write_structures, write_text
 from adlayer.study.learning import generate_into, given, sampling_settings
@@ -37,7 +37,7 @@ class Reporter(Protocol):
     def say(self, text: str) -> None:
         """One line."""
 
-    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    def progress(self, label: str) -> AbstractContextManager[Progress]:
         """A progress bar: the context's value is called with what is done and the total."""
 
 
@@ -47,9 +47,9 @@ class Quiet:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    def progress(self, label: str) -> AbstractContextManager[Progress]:
         """Nothing."""
-        return nullcontext(lambda done, total: None)
+        return nullcontext(silent)
 
 
 def _substrate(study: Study, cell: str, window: tuple[float, float] | None = None) -> Atoms:

@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from adlayer import __version__
 from adlayer.analysis.compare import potential_energy
 from adlayer.errors import UserError
+from adlayer.progress import Progress, silent
 from adlayer.structures.store import connect, read_structures
 from adlayer.study.classifying import write_table
-from adlayer.study.stages import FilePath, Progress, _silent, load_reference
+from adlayer.study.stages import FilePath, load_reference
 
 REFERENCES = "references.db"
 TABLES = ("table.csv", "table.db")
@@ -163,7 +164,7 @@ def judge(
     reference: str | None = None,
     phases: bool = True,
     notes: Mapping[str, str] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Judgement:
     """Analyse sets of structures and write the page, with :data:`TABLES` beside it.
 
@@ -262,7 +263,7 @@ def report(
     reference_name: str | None = None,
     title: str | None = None,
     phases: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """The page of a study's folder (``study.db`` in it), databases or structure files; see :func:`judge`.
 

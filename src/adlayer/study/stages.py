@@ -7,7 +7,7 @@ output is named. Mistakes in the input raise :class:`adlayer.errors.UserError` b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from adlayer.energies import search as random_search
 from adlayer.energies.calculators import BACKENDS, DEFAULT, backend_version, check_calculator
 from adlayer.energies.relaxing import relax_into_database, relax_structures
 from adlayer.errors import UserError
+from adlayer.progress import Progress, silent
 from adlayer.structures.lattice import Lattice, default_lattice
 from adlayer.structures.placement import expand_range, parse_formula
 from adlayer.structures.store import (
@@ -30,12 +31,7 @@ from adlayer.structures.store import (
 )
 from adlayer.structures.substrate import build_substrate, check_substrate, prepare_substrate
 
-Progress = Callable[[int, int], None]
 FilePath = str | os.PathLike[str]
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress."""
 
 
 def load_structures(source: FilePath | Atoms | Sequence[Atoms], selection: str = "") -> list[Atoms]:
@@ -125,7 +121,7 @@ def search(
     min_distance: float = 0.7,
     workers: int | None = None,
     executor_url: str | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> random_search.SearchSummary:
     """Random structure search into a database; what is there already is not done again.
 
@@ -177,7 +173,7 @@ def relax(
     max_steps: int = 300,
     workers: int | None = None,
     executor_url: str | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> list[Atoms]:
     """Relax structures; with an output the job can be interrupted and goes on when it is run again.
 

@@ -31,6 +31,7 @@ from adlayer.analysis.registry import ideal_substrate, surface_basis
 from adlayer.energies.calculators import identify
 from adlayer.energies.reservoirs import reference_energy, reservoir
 from adlayer.errors import UserError
+from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.store import (
     backend_record,
@@ -42,7 +43,7 @@ from adlayer.structures.store import (
     write_text,
 )
 from adlayer.structures.superstructure import wood_notation
-from adlayer.study.stages import FilePath, Progress, _silent
+from adlayer.study.stages import FilePath
 
 _CORNERS = (1e-10 * MBAR, MBAR, 1e3 * MBAR)  # Pa at which tables give temperatures: ultra-high vacuum, 1 mbar, 1 bar
 
@@ -157,7 +158,7 @@ def study_phases(
     uncertainty: float = UNCERTAINTY,
     references: Mapping[str, float] | None = None,
     bulk: Sequence[Atoms] = (),
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> PhaseStudy:
     """Phase diagram of relaxed structures; references are computed, or taken from the database of earlier ones.
 
@@ -317,7 +318,7 @@ def phases(
     pressures: tuple[float, float] = (1e-10, 1e3),
     mark: Sequence[str] = (),
     select: str = "",
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Phase diagram of the relaxed structures of databases or structure files, written to a folder.
 
