@@ -30,8 +30,8 @@ from ase import Atoms
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
-from adlayer.analysis.compare import potential_energy
 from adlayer.analysis.matching import distance, same_structure, substrate_operations, unique
+from adlayer.analysis.records import potential_energy
 from adlayer.analysis.registry import ideal_substrate, reduce_basis
 from adlayer.analysis.symmetry import describe_symmetry
 from adlayer.structures.store import read_structures

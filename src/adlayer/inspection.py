@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from adlayer.analysis.compare import potential_energy
+from adlayer.analysis.records import potential_energy
 from adlayer.errors import UserError
 from adlayer.structures.placement import closest_contact, overlayer_formula
 from adlayer.structures.store import is_database, read_structures

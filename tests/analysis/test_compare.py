@@ -12,13 +12,12 @@ from scipy import stats
 from adlayer.analysis.compare import (
     bootstrap_interval,
     calls_for_success,
-    coverage,
     distribution_distance,
-    potential_energy,
     relaxation_cost,
     success_curve,
     wilson_interval,
 )
+from adlayer.analysis.records import coverage, potential_energy
 from adlayer.analysis.references import reference, reference_names
 from adlayer.errors import UserError
 from adlayer.structures.substrate import build_substrate

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adlayer.analysis.compare import potential_energy
+from adlayer.analysis.records import potential_energy
 from adlayer.analysis.stm import stm_image
 from adlayer.analysis.table import describe
 from adlayer.report.entries import Entry, rank, zero_levels

@@ -29,7 +29,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import ArrayLike
 
-from adlayer.analysis.compare import potential_energy
+from adlayer.analysis.records import potential_energy
 from adlayer.analysis.registry import ideal_substrate, lattice_points, reduce_basis
 from adlayer.errors import UserError
 from adlayer.structures.placement import overlayer_formula

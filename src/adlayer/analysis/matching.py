@@ -28,7 +28,7 @@ import numpy as np
 from ase import Atoms
 from scipy.optimize import linear_sum_assignment
 
-from adlayer.analysis.compare import potential_energy
+from adlayer.analysis.records import potential_energy
 from adlayer.analysis.registry import (
     IdealSubstrate,
     SymmetryOperations,

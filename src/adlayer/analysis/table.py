@@ -40,9 +40,9 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from adlayer.analysis.compare import coverage, potential_energy
 from adlayer.analysis.matching import prepare, unique_overlayers
 from adlayer.analysis.motifs import motifs
+from adlayer.analysis.records import coverage, potential_energy
 from adlayer.analysis.symmetry import PrimitiveOverlayer, Symmetry, primitive_overlayer, symmetry_of
 from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula

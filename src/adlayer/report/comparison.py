@@ -15,12 +15,11 @@ from ase import Atoms
 from adlayer.analysis.compare import (
     bootstrap_interval,
     distribution_distance,
-    potential_energy,
     relaxation_cost,
-    row_values,
     success_curve,
     wilson_interval,
 )
+from adlayer.analysis.records import potential_energy, row_values
 from adlayer.errors import UserError
 from adlayer.structures.store import check_writable, write_text
 

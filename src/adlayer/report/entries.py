@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from adlayer.analysis.compare import Interval, coverage, potential_energy
+from adlayer.analysis.compare import Interval
+from adlayer.analysis.records import coverage, potential_energy
 from adlayer.structures.placement import overlayer_formula
 
 Sets = Mapping[str, Sequence[Atoms]]

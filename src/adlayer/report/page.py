@@ -29,8 +29,9 @@ from ase import Atoms
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from adlayer.analysis.compare import Interval, calls_for_success, potential_energy, row_values, wilson_interval
+from adlayer.analysis.compare import Interval, calls_for_success, wilson_interval
 from adlayer.analysis.matching import unique
+from adlayer.analysis.records import potential_energy, row_values
 from adlayer.errors import UserError
 from adlayer.report.entries import Entry, Sets, above_zero, columns, rank, signed, subscripts, zero_levels
 from adlayer.report.explorer import write_chemiscope, write_data

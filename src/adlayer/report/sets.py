@@ -12,13 +12,8 @@ import numpy as np
 from ase import Atoms
 from matplotlib.figure import Figure
 
-from adlayer.analysis.compare import (
-    DistributionDistance,
-    distribution_distance,
-    relaxation_cost,
-    row_values,
-    success_curve,
-)
+from adlayer.analysis.compare import DistributionDistance, distribution_distance, relaxation_cost, success_curve
+from adlayer.analysis.records import row_values
 from adlayer.report.entries import NONE, Sets, above_zero, interval_text, signed
 from adlayer.report.figures import energy_distribution, relaxation_figure, success_figure
 

@@ -24,7 +24,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.figure import Figure
 
 from adlayer import __version__
-from adlayer.analysis.compare import potential_energy
+from adlayer.analysis.records import potential_energy
 from adlayer.errors import UserError
 from adlayer.progress import Progress, silent
 from adlayer.structures.store import connect, read_structures

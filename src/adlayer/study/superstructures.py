@@ -90,7 +90,7 @@ def leed(
         ``pattern`` (:class:`adlayer.analysis.leed.LeedPattern`), ``wood``, ``matrix``, ``area``, ``n_domains``,
         ``n_spots`` and ``n_forbidden`` (all domains), and of a structure ``coverage``.
     """
-    from adlayer.analysis.compare import coverage
+    from adlayer.analysis.records import coverage
 
     if output is not None:
         _check_output(output, [*_PICTURES, _TABLE])
