@@ -9,7 +9,8 @@
    of the substrate does carry onto the original, because the overlayer alone has a symmetry that the substrate lacks.
 2. **Raw sets.** Of the first ``--raw`` structures as they are, pairs of one composition and cell (at most ``--pairs``,
    drawn at random), energies left out of the verdict. Where the two disagree, the difference of energy says who is
-   right, if one backend gave both: one minimum has one energy. Grouping of the same set is timed too.
+   right, if one backend gave both: one minimum has one energy. Grouping of the same set by composition and cell is
+   timed too.
 
 Ours merges at a largest displacement of an overlayer atom of 0.3 Å. pymatgen is run with its defaults, with settings
 brought as close as they come (no rescaling, no reduction, a largest displacement of 0.3 Å), and with the latter on the
@@ -29,7 +30,9 @@ import pymatgen.core
 from ase import Atoms
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
+from results import machine
 
+import adlayer
 from adlayer.analysis.matching import distance, same_structure, substrate_operations, unique
 from adlayer.analysis.records import potential_energy
 from adlayer.analysis.registry import ideal_substrate, reduce_basis
@@ -143,7 +146,7 @@ def raw_set(structures: list[Atoms], most: int, rng: np.random.Generator) -> dic
         if low is not None and high is not None and backends[0] == backends[1]:
             gaps[name].append(abs(high - low))
     start = time.process_time()
-    groups = unique(structures, TOLERANCE, energy_tolerance=np.inf)
+    groups = [g for m in kinds.values() for g in unique([structures[i] for i in m], TOLERANCE, energy_tolerance=np.inf)]
     ours_s = time.process_time() - start
     start = time.process_time()
     theirs = 0
@@ -187,7 +190,8 @@ def main() -> None:
     known, left_out = known_answers(chosen, rng)
     print(json.dumps(known, indent=1), flush=True)
     result = {
-        "pymatgen": pymatgen.core.__version__,
+        "versions": {"pymatgen": pymatgen.core.__version__, "adlayer": adlayer.__version__, "numpy": np.__version__},
+        "machine": machine(),
         "seed": arguments.seed,
         "n": len(chosen),
         "known_answers": known,

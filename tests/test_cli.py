@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and exits with."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,7 +109,8 @@ def test_search_relax_match_compare_info(adlayer: Run, place: Path) -> None:
     structures = read_structures("r.extxyz")
     assert [atoms.get_potential_energy() for atoms in structures] == pytest.approx(fields["energies"])
 
-    fields = done(adlayer("match", "r.extxyz", "r.extxyz", "--json"))
+    write_structures("first.extxyz", structures[:1])
+    fields = done(adlayer("match", "r.extxyz", "first.extxyz", "--json"))
     assert fields["n"] == 2
     assert 0 in fields["matched"]
     assert fields["n_matched"] == len(fields["matched"])
@@ -175,7 +177,31 @@ MISTAKES = {
     "unknown verb": (["grow"], "grow"),
     "missing option": (["substrate", "Ag(111)"], "--output"),
     "no number": (["substrate", "Ag(111)", "--layers", "many", "-o", "s.extxyz"], "--layers"),
-    "unknown option": (["info", "gold.extxyz", "--colour"], "--colour"),
+    "unknown option": (["info", "gold.extxyz", "--colour"], "see adlayer info --help"),
+    "not finite": (["relax", "nan.extxyz", "--calculator", "emt", "-o", "r.extxyz"], "structure 1 of nan.extxyz"),
+    "drawn, not finite": (["picture", "nan.extxyz", "-o", "p.png"], "no numbers"),
+    "selected from a file": (
+        ["relax", "gold.extxyz", "--select", "n=1", "--calculator", "emt", "-o", "r.extxyz"],
+        '"n=1" selects rows of a database, and gold.extxyz is none',
+    ),
+    "no forces to end at": (
+        ["relax", "gold.extxyz", "--fmax", "nan", "--calculator", "emt", "-o", "r.db"],
+        "fmax is nan",
+    ),
+    "two references": (["match", "gold.extxyz", "two.extxyz"], "holds 2 structures"),
+    "no tolerance": (["match", "gold.extxyz", "p2x2-O_Pt111-fcc", "--tolerance", "-1"], "not positive"),
+    "no symmetry": (["classify", "gold.extxyz", "--tolerance", "0", "-o", "t.csv"], "tolerances are 0"),
+    "no cell to draw": (["picture", "molecule.xyz", "-o", "p.png"], "no cell in the plane"),
+    "another's database": (["info", "foreign.db"], "is not a readable ASE database"),
+    "database lost to a substrate": (["substrate", "Ag(111)", "-o", "full.db"], "rows would be lost"),
+    "database lost to a table": (["classify", "gold.extxyz", "-o", "stages.db"], "which would be lost"),
+    "database lost to a model": (["train", "full.db", "-o", "full.db"], "has the name of a database"),
+    "no database to learn from": (["train", "gold.extxyz", "-o", "m.safetensors"], "not the name of a database"),
+    "no area": (["substrate", "Ag(111)", "--cell", "p(0x2)", "-o", "s.extxyz"], "zero area"),
+    "half a cell": (["substrate", "Ag(111)", "--cell", "p(2x2", "-o", "s.extxyz"], "not understood"),
+    "atoms far apart": (["substrate", "Ag(111)", "--lattice", "400", "-o", "s.extxyz"], "283 Å apart"),
+    "millions of atoms": (["substrate", "Ag(111)", "--cell", "p(1000x1000)", "-o", "s.extxyz"], "3000000 atoms"),
+    "millions of points": (["stm", "gold.extxyz", "--resolution", "0.0005", "-o", "p.png"], "a coarser one"),
 }
 
 
@@ -188,6 +214,14 @@ def test_a_mistake_is_one_sentence(adlayer: Run, place: Path, name: str, monkeyp
     gold.positions[0] = gold.positions[1] + [0, 0, 0.3]
     write_structures("overlap.extxyz", [gold])
     write_structures("plain.xyz", [Atoms("Au2", [(0, 0, 0), (0, 0, 2.6)])])
+    Path("molecule.xyz").write_text("2\n\nO 0 0 0\nO 0 0 1.2\n")
+    broken = gold.copy()
+    broken.positions[1, 2] = np.nan
+    write_structures("nan.extxyz", [gold, broken])
+    write_structures("two.extxyz", [gold, gold])
+    connect("stages.db").write(gold, task="t1")
+    with sqlite3.connect("foreign.db") as foreign:
+        foreign.execute("CREATE TABLE people (name TEXT)")
     Path("folder.traj").mkdir()
     before = sorted(p.name for p in place.iterdir())
     arguments, words = MISTAKES[name]

@@ -67,37 +67,29 @@ def test_reduced_study_stage_by_stage_and_again(tmp_path: Path, adlayer: Run) ->
 
 
 def test_an_interrupted_retraining_is_not_taken_for_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before it saved anything, beside the model and the state of another training."""
+    """Killed before it saved anything, beside the model of another training."""
     study = read_study(str(EXAMPLES / "reduced.toml")).model_copy(update={"directory": str(tmp_path)})
-    model, state = tmp_path / "model.safetensors", tmp_path / "model.safetensors.state"
-    resumed: list[bool] = []
+    trained: list[int] = []
 
-    def train(*_: Any, resume: bool, **__: Any) -> dict[str, Any]:
-        resumed.append(resume)
-        model.write_text("new")
+    def train(*_: Any, seed: int, **__: Any) -> dict[str, Any]:
+        trained.append(seed)
+        (tmp_path / "model.safetensors").write_text("new")
         return {"n_steps": 1}
 
-    def killed(*_: Any, resume: bool, **__: Any) -> None:
-        resumed.append(resume)
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "train", train)
     assert pipeline._train(study, pipeline.Quiet()) == {"n_steps": 1}
     assert pipeline._train(study, pipeline.Quiet())["trained_before"]
-    state.write_text("of an earlier training")
     other = study.model_copy(update={"seed": 1})
     monkeypatch.setattr(pipeline, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         pipeline._train(other, pipeline.Quiet())
-    assert not state.exists()
-    state.write_text("of this training")
-    with pytest.raises(KeyboardInterrupt):
-        pipeline._train(other, pipeline.Quiet())
     monkeypatch.setattr(pipeline, "train", train)
     assert pipeline._train(other, pipeline.Quiet()) == {"n_steps": 1}
-    state.unlink()
     assert pipeline._train(other, pipeline.Quiet())["trained_before"]
-    assert resumed == [False, False, True, True]
+    assert trained == [0, 1]
 
 
 def test_random_structures_of_another_composition_are_left_aside(tmp_path: Path) -> None:

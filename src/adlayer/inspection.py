@@ -15,7 +15,7 @@ from ase import Atoms
 from adlayer.analysis.records import potential_energy
 from adlayer.errors import UserError
 from adlayer.structures.placement import closest_contact, overlayer_formula
-from adlayer.structures.store import is_database, read_structures
+from adlayer.structures.store import backend_text, is_database, read_structures
 
 OVERLAP = 0.5
 """Distance over the sum of covalent radii below which two atoms overlap."""
@@ -35,7 +35,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     if Path(path).suffix == MODEL_SUFFIX:
         return {"file": str(path), **inspect_model(path)}
     kind = "database" if is_database(path) else "structures"
-    return {"file": str(path), "kind": kind, **inspect_structures(read_structures(path))}
+    return {"file": str(path), "kind": kind, **inspect_structures(read_structures(path, broken=True))}
 
 
 def inspect_model(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -131,5 +131,4 @@ def _backend(atoms: Atoms) -> str:
     record = atoms.info.get("row", {}).get("calculator")
     if not isinstance(record, dict):
         return "unknown"
-    settings = [f"{key}={value}" for key, value in record.get("settings", {}).items()]
-    return " ".join([record["name"], record.get("version", ""), *settings]).strip()
+    return backend_text(record)

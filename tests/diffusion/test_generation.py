@@ -13,11 +13,13 @@ from ase.constraints import FixAtoms
 
 from adlayer.analysis.symmetry import describe_symmetry
 from adlayer.diffusion import block
+from adlayer.diffusion.block import Block
 from adlayer.diffusion.generation import Generated, generate
 from adlayer.diffusion.sampling import PRESETS, SOLVERS, Sampling
 from adlayer.diffusion.schedule import LinearBeta
 from adlayer.errors import UserError
 from adlayer.network.graph import Batch
+from adlayer.network.heads import ForceField
 from adlayer.network.model import Architecture, Card, Model
 from adlayer.structures.substrate import build_substrate
 
@@ -145,13 +147,6 @@ def test_samples_do_not_depend_on_how_many_are_made_or_in_which_blocks(make: Mak
         np.testing.assert_array_equal(_overlayer(atoms), mine)
 
 
-def test_blocks_are_handed_over_as_they_are_finished(make: Make) -> None:
-    sizes: list[int] = []
-    result = make(n=5, block=2, on_block=lambda structures: sizes.append(len(structures)))
-    assert sizes == [2, 2, 1]
-    assert len(result.structures) == 5
-
-
 def test_trajectory_runs_from_the_prior_to_the_structure(make: Make, substrate: Atoms) -> None:
     trajectory: list[list[np.ndarray]] = []
     result = make(n=3, block=2, trajectory=trajectory)
@@ -235,12 +230,44 @@ def test_a_relaxation_that_leaves_the_window_ends_at_its_wall(
 
     raw = make()
     monkeypatch.setattr(block, "fast_force_field", lambda module: lifting)
+    monkeypatch.setattr(ForceField, "crowded", lambda self, batch: torch.zeros(batch.n_structures, dtype=torch.bool))
     lifted = make(settings=replace(QUICK, relax_steps=90))
     assert lifted.n_force_calls > 0
     for a, b in zip(raw.structures, lifted.structures, strict=True):
         _check(b, substrate, "Ag2O")
         np.testing.assert_allclose(_overlayer(b)[:, :2], _overlayer(a)[:, :2], atol=1e-4)
         np.testing.assert_allclose(_overlayer(b)[:, 2], substrate.info["confinement"][1], atol=1e-5)
+
+
+def test_what_is_lost_is_drawn_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample, in a block or alone, ends the same; what never comes out well is no structure."""
+    settings = replace(QUICK, relax_steps=2)
+    whole = make(n=4, settings=settings, block=4)
+    settle, lost = Block.settle, [whole.structures[1]]
+
+    def losing(self: Block, positions: torch.Tensor, target: object = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first attempt at sample 1."""
+        relaxed, energies = settle(self, positions, target)
+        for atoms in lost:
+            known = torch.from_numpy(_overlayer(atoms)).to(relaxed)
+            same = (relaxed.reshape(len(energies), -1, 3)[..., 2] - known[:, 2]).abs().amax(1) < 1e-3
+            energies = torch.where(same, torch.inf, energies)
+        return relaxed, energies
+
+    monkeypatch.setattr(Block, "settle", losing)
+    together, by_two = make(n=4, settings=settings, block=4), make(n=4, settings=settings, block=2)
+    for k in (0, 2, 3):
+        assert np.array_equal(together.structures[k].positions, whole.structures[k].positions)
+    np.testing.assert_allclose(together.structures[1].positions, by_two.structures[1].positions, atol=1e-4)
+    assert np.abs(together.structures[1].positions - whole.structures[1].positions).max() > 0.1
+    monkeypatch.setattr(Block, "settle", lambda self, x, target=None: (x, torch.full((4,), torch.inf)))
+    with pytest.raises(UserError, match="sample 0 of Ag2O ended 4 times with atoms inside each other"):
+        make(n=4, settings=settings, block=4)
+
+
+def test_more_atoms_than_find_room_are_refused_at_once(model: Model, substrate: Atoms) -> None:
+    with pytest.raises(UserError, match="has more atoms than find room"):
+        generate(model, substrate, formula="Ag200", n=1)
 
 
 def test_of_several_starts_the_lowest_is_kept(make: Make, model: Model, substrate: Atoms) -> None:

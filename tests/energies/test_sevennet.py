@@ -17,7 +17,7 @@ from ase.build import molecule
 from torch import Tensor
 
 from adlayer import compiled
-from adlayer.energies import convolution, sevennet
+from adlayer.energies import calculators, convolution, sevennet
 from adlayer.energies.calculators import make_calculator
 from adlayer.energies.convolution import Convolution, Pairs
 from adlayer.structures.placement import place_overlayer
@@ -240,7 +240,7 @@ def test_without_a_compiler_upstream_computes(ours: Any, monkeypatch: pytest.Mon
     fast = _results(ours, atoms)
     monkeypatch.setattr(compiled, "library", compiled.library.__wrapped__)  # nothing remembered
     monkeypatch.setenv("CC", "no-such-compiler")
-    calculator = make_calculator.__wrapped__("sevennet")
+    calculator = calculators._made.__wrapped__("sevennet", "")
     assert type(calculator).__name__ == "SevenNetCalculator"
     assert max(_differences(fast, _results(calculator, atoms), atoms.cell.volume)) < 1.0
 

@@ -38,6 +38,7 @@ from adlayer.analysis.registry import (
     substrate_maps,
     substrate_operations,
 )
+from adlayer.errors import UserError
 
 TOLERANCE = 0.5
 """Default tolerance of a match, Å: no more than thermal and computational scatter, far below the distance of sites."""
@@ -282,6 +283,8 @@ def match(
     """
     if tolerance is None:
         tolerance = LATERAL_TOLERANCE if lateral else TOLERANCE
+    if not tolerance > 0:
+        raise UserError(f"tolerance {tolerance:g} Å is not positive: give a distance such as {TOLERANCE:g}")
     overlayers = [prepare(reference), *map(prepare, structures)]
     same_kind = [k for k, overlayer in enumerate(overlayers) if overlayer.kind == overlayers[0].kind]
     screen = _Screen.of([overlayers[k] for k in same_kind])

@@ -55,6 +55,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType({"H": -0.1, "C": -0.1, "
 Rev. 97, 1097 (1997)); there are exceptions, so give weights where you know better."""
 
 MODES = ("current", "height")
+_MOST_POINTS = 4_000_000  # of an image
 _BLOCK = 24  # points along each side of the patches that are solved at a time
 
 
@@ -320,6 +321,8 @@ def stm_image(
     kappa = decay_constant(work_function)
     tails = _tails(atoms, weights, kappa, distance, tolerance)
     n, m = np.ceil(np.linalg.norm(tails.cell, axis=1) / resolution - 1e-9).astype(int)
+    if n * m > _MOST_POINTS:
+        raise UserError(f"the resolution of {resolution:g} Å asks for {n * m} points: give a coarser one, such as 0.1")
     fractional = np.stack(np.meshgrid(np.arange(n) / n, np.arange(m) / m, indexing="ij"), -1)
     points = fractional @ tails.cell  # (n, m, 2)
     values = np.empty((n, m))

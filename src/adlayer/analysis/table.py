@@ -44,6 +44,7 @@ from adlayer.analysis.matching import prepare, unique_overlayers
 from adlayer.analysis.motifs import motifs
 from adlayer.analysis.records import coverage, potential_energy
 from adlayer.analysis.symmetry import PrimitiveOverlayer, Symmetry, primitive_overlayer, symmetry_of
+from adlayer.errors import UserError
 from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.sublattices import images, lattice_operations
@@ -86,8 +87,12 @@ def describe(
     Raises
     ------
     UserError
-        If a structure has no substrate.
+        If a structure has no substrate, or a tolerance makes no sense.
     """
+    if not tolerance > 0 or not energy_tolerance >= 0:
+        raise UserError(
+            f"tolerances are {tolerance:g} Å and {energy_tolerance:g} eV: give a positive and a non-negative one"
+        )
     overlayers = [prepare(atoms) for atoms in structures]
     energies = [potential_energy(atoms) for atoms in structures]
     groups = unique_overlayers(overlayers, energies, tolerance, energy_tolerance)

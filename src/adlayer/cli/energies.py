@@ -89,7 +89,7 @@ def relax(
             executor_url=executor,
             progress=progress,
         )
-    session.wrote(output)
+    session.wrote_structures(output)
     rows = [atoms.info["row"] for atoms in relaxed]
     energies = [float(atoms.calc.results.get("energy", math.nan)) for atoms in relaxed]
     n_converged = sum(bool(row["converged"]) for row in rows)

@@ -15,7 +15,8 @@ def train(
     database: Annotated[str, typer.Argument(metavar="DB", help="Database of adlayer search.")],
     output: Output,
     select: Annotated[
-        str, typer.Option(help='Rows to learn from: "dE<1.5" (eV), "0.2<O<0.4" (fraction), "n<100".')
+        str,
+        typer.Option(help='Rows to learn from: "dE<1.5" (eV), "0.2<O<0.4" (fraction), "shift<1" (Å), "n<100" rows.'),
     ] = "",
     repeat: Annotated[str, typer.Option(help="In-plane repetitions to draw from.")] = "1x1,1x1,2x1,1x2",
     steps: Annotated[
@@ -26,17 +27,20 @@ def train(
         int, typer.Option(min=0, help="Structures of a step; with 0 the force field alone is trained.")
     ] = 32,
     start: Annotated[str | None, typer.Option(metavar="MODEL", help="Begin with the weights of this model.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with an interrupted training.")] = False,
     device: Device = "cpu",
 ) -> dict[str, Any]:
     """Train denoiser and force field together.
 
-    Writes the model, its metrics (CSV) and a loss curve. An interrupted training goes on with --resume; a finished
-    model learns from new data with --start.
+    Writes the model, its metrics (CSV) and a loss curve. An interrupted training goes on when the same command is
+    given again; a finished model learns from new data with --start.
     """
     from adlayer import study
+    from adlayer.study.training import TRAINING_STEPS
 
-    with session.progress("train") as progress:
+    if steps is None and time is None:
+        steps = TRAINING_STEPS
+    with session.progress("train" if steps else "train, %") as progress:
         result = study.train(
             database,
             output,
@@ -49,7 +53,7 @@ def train(
             seed=session.seed,
             batch=batch,
             device=device,
-            progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
+            progress=lambda step, fraction, loss: progress(*((step, steps) if steps else (round(100 * fraction), 100))),
             message=session.say,
         )
     for path in result.pop("outputs"):
@@ -126,7 +130,7 @@ def generate(
             progress=progress,
         )
     for path in result.pop("outputs"):
-        session.wrote(path)
+        session.wrote_structures(path)
     result.pop("structures")
     session.say(
         f"{output}: {result['n']} structures of {result['formula']}, {result['cpu_s'] / n:.2f} CPU s each "

@@ -19,7 +19,10 @@ def substrate(
     fixed_layers: Annotated[int, typer.Option(help="Lowest layers that relaxations keep fixed.")] = 1,
     lattice: Annotated[float | None, typer.Option(help="Lattice constant, Å; default: the default backend's.")] = None,
     window: Annotated[tuple[float, float], typer.Option(help="Confinement above the top layer, Å.")] = (1.0, 5.0),
-    slab: Annotated[str | None, typer.Option("--from", metavar="FILE", help="A slab that ASE reads, instead.")] = None,
+    slab: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="A slab that ASE reads, instead; of one with tags, the layers."),
+    ] = None,
 ) -> dict[str, Any]:
     """Build a substrate.
 
@@ -40,7 +43,7 @@ def substrate(
         slab=slab,
         output=output,
     )
-    session.wrote(output)
+    session.wrote_structures(output)
     if "lattice" in atoms.info:
         session.say(f"lattice constant {atoms.info['lattice']:g} Å ({atoms.info['lattice_source']})")
     low, high = atoms.info["confinement"]

@@ -67,6 +67,14 @@ class Session:
         """Record a path that was written."""
         self.outputs.append(str(path))
 
+    def wrote_structures(self, path: str) -> None:
+        """The same, with a word on what the format cannot hold."""
+        from adlayer.structures.store import keeps_all
+
+        self.wrote(path)
+        if not keeps_all(path):
+            self.say(f"{path} keeps neither tags, constraints nor window: write .extxyz for what is to go on")
+
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Progress]:
         """A function ``(done, total)`` that draws a bar with the time left; in a log, a line per tenth."""
@@ -167,7 +175,12 @@ def _run(arguments: Sequence[str]) -> int:
     except UserError as error:
         return _complain(str(error), 2)
     except _UsageError as error:
-        return _complain(f"{error.format_message().rstrip('.')}: see adlayer --help", 2)  # type: ignore[attr-defined]
+        told, context = error.format_message().rstrip("."), error.ctx  # type: ignore[attr-defined]
+        return _complain(f"{told}: see {context.command_path if context else 'adlayer'} --help", 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}: choose another place, or make room", 2)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     return _complain(INTERRUPTED, 130) if status == 130 else int(status)

@@ -9,6 +9,7 @@ the processor's cache. Another block size, or another device, changes rounding a
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -30,27 +31,30 @@ from adlayer.diffusion.solvers import Langevin, sample
 from adlayer.errors import UserError
 from adlayer.network.model import Model, composition_fractions
 from adlayer.structures.orbits import Orbits, draw_orbits, joined, no_symmetry, symmetry_groups
-from adlayer.structures.placement import parse_formula, write_formula
+from adlayer.structures.placement import has_room, parse_formula, write_formula
 from adlayer.structures.substrate import check_substrate
 
 _REFINE_LEVELS = (0.4, 0.9)  # Å: below, a move falls back; above, few are accepted
 _BLOCK = 12  # structures worked on together on the CPU at most; more leave little for other processes
+_ATTEMPTS = 4  # at a sample, before it is given up
+_CLOSEST = 0.7  # of the sum of covalent radii, that atoms are apart in any structure
 _AHEAD = 16  # steps whose normal numbers are drawn at once
 _BLOCK_ATOMS, _DEVICE_BLOCK_ATOMS = 600, 25_600  # their atoms, on the CPU and on an accelerator
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What :func:`generate` returns beside the structures."""
+    """What :func:`generate` returns."""
 
     structures: list[Atoms]
     n_network_calls: int  # denoiser evaluations, one for each structure of a batch
     n_force_calls: int  # learned force-field calls for all structures, guidance and relaxation
 
 
-def sample_seed(seed: int, formula: str, number: int) -> np.random.Generator:
-    """The random stream of one sample."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(formula.encode()), number, 1)))
+def sample_seed(seed: int, formula: str, number: int, attempt: int = 0) -> np.random.Generator:
+    """The random stream of one sample, at its first or a later attempt."""
+    key = (zlib.crc32(formula.encode()), number, 1, *([attempt] if attempt else []))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings: Sampling) -> str:
@@ -69,6 +73,9 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
     for what in ("steps", "starts"):
         if getattr(settings, what) < 1:
             raise UserError(f"{what} is {getattr(settings, what)}: ask for at least 1")
+    for what in ("energy", "weight", "guidance"):
+        if not math.isfinite(getattr(settings, what) or 0.0):
+            raise UserError(f"{what} is {getattr(settings, what):g}: give a number")
     if n < 1:
         raise UserError(f"n is {n}: ask for at least 1 structure")
     counts = parse_formula(formula)
@@ -86,6 +93,11 @@ def check_request(model: Model, substrate: Atoms, formula: str, n: int, settings
         raise UserError(
             f"window {low:.2f} to {high:.2f} Å above the top layer excludes the model's data, most of which lie "
             f"between {quarter:.2f} and {three_quarters:.2f} Å: build the substrate with a window such as 1.0 5.0"
+        )
+    if not has_room(substrate, counts, _CLOSEST):
+        raise UserError(
+            f"{formula} has more atoms than find room in a window of {high - low:.2f} Å: "
+            "enlarge the cell, widen the window or ask for fewer atoms"
         )
     return write_formula(counts)
 
@@ -208,19 +220,31 @@ def _run_block(
     numbers: list[int],
     seed: int,
     settings: Sampling,
-    trajectory: list[list[np.ndarray]] | None,
-) -> tuple[list[Atoms], int, int]:
-    """Generate the samples of the given numbers together."""
+    attempt: int,
+    filmed: bool,
+) -> tuple[dict[int, tuple[Atoms, list[np.ndarray]]], int, int]:
+    """Generate the samples of the given numbers together: those that are sound, with their films, by number.
+
+    A sample is lost if positions are no numbers or, where it is relaxed, all that was tried ended with atoms inside
+    each other.
+    """
     counts = parse_formula(formula)
     symbols = [s for s, n in counts.items() for _ in range(n)]
     start = substrate + Atoms(symbols, np.zeros((len(symbols), 3)), tags=0)
     start.info = dict(substrate.info)
     block = Block(model, [start] * len(numbers), settings)
-    streams = [sample_seed(seed, formula, k) for k in numbers]
-    found = _Search(block, substrate, list(counts.values()), streams, filmed=trajectory is not None).run()
-    if trajectory is not None:
-        trajectory.extend(list(film) for film in found.films)
-    return _structures(block, start, found.positions, len(substrate)), block.network_calls, block.force_calls
+    streams = [sample_seed(seed, formula, k, attempt) for k in numbers]
+    found = _Search(block, substrate, list(counts.values()), streams, filmed=filmed).run()
+    sound = torch.isfinite(found.positions).reshape(len(numbers), -1).all(dim=1)
+    if settings.relax_steps:
+        sound &= torch.isfinite(found.energies)
+    structures = _structures(block, start, found.positions, len(substrate))
+    made = {
+        number: (atoms, list(film))
+        for number, atoms, film, whole in zip(numbers, structures, found.films, sound.cpu().tolist(), strict=True)
+        if whole
+    }
+    return made, block.network_calls, block.force_calls
 
 
 def _structures(block: Block, start: Atoms, positions: Tensor, n_substrate: int) -> list[Atoms]:
@@ -270,7 +294,6 @@ def generate(
     skip: int = 0,
     block: int | None = None,
     trajectory: list[list[np.ndarray]] | None = None,
-    on_block: Callable[[list[Atoms]], None] = lambda structures: None,
 ) -> Generated:
     """Generate structures of a formula on a substrate.
 
@@ -294,8 +317,6 @@ def generate(
         Structures worked on together; by default :func:`block_size`.
     trajectory
         A list to which each sample's overlayer positions after every step are appended, (m, 3) arrays.
-    on_block
-        Called with the structures of each finished block.
 
     Returns
     -------
@@ -305,7 +326,7 @@ def generate(
     Raises
     ------
     UserError
-        See :func:`check_request`.
+        See :func:`check_request`; and if a sample ends with atoms inside each other again and again.
     """
     settings = settings or Sampling()
     formula = check_request(model, substrate, formula, n, settings)
@@ -318,10 +339,25 @@ def generate(
     network_calls = force_calls = 0
     for first in range(skip, n, block):
         numbers = list(range(first, min(first + block, n)))
-        made, calls, forces = _run_block(model, substrate, formula, numbers, seed, settings, trajectory)
-        for number, atoms in zip(numbers, made, strict=True):
+        found: dict[int, tuple[Atoms, list[np.ndarray]]] = {}
+        for attempt in range(_ATTEMPTS):
+            left = [number for number in numbers if number not in found]
+            if not left:
+                break
+            made, calls, forces = _run_block(
+                model, substrate, formula, left, seed, settings, attempt, trajectory is not None
+            )
+            found |= made
+            network_calls, force_calls = network_calls + calls * len(left), force_calls + forces
+        for number in numbers:
+            if number not in found:
+                raise UserError(
+                    f"sample {number} of {formula} ended {_ATTEMPTS} times with atoms inside each other: "
+                    "enlarge the cell, widen the window or ask for fewer atoms"
+                )
+            atoms, film = found[number]
             atoms.info["row"] = {"stage": "generated", "overlayer": formula, "seed": seed, "sample": number}
-        structures += made
-        network_calls, force_calls = network_calls + calls * len(numbers), force_calls + forces
-        on_block(made)
+            structures.append(atoms)
+            if trajectory is not None:
+                trajectory.append(film)
     return Generated(structures, network_calls, force_calls)

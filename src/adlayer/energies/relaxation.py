@@ -7,6 +7,7 @@ those under ``FixAtoms`` too: it is what a force field learns from.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -57,6 +58,12 @@ class Relaxation:
     converged: bool
     cpu_s: float  # processor time of this process
     path: Path
+
+
+def check_criterion(fmax: float) -> None:
+    """Raise :class:`UserError` if no relaxation can end at such forces, eV/Å."""
+    if not (math.isfinite(fmax) and fmax > 0):
+        raise UserError(f"fmax is {fmax:g} eV/Å: give a positive force such as 0.05")
 
 
 def _check_treats(atoms: Atoms, name: str) -> None:

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.db.core import Database
 
 from adlayer.energies.calculators import identify, make_calculator
-from adlayer.energies.relaxation import Relaxation, relax
+from adlayer.energies.relaxation import Relaxation, check_criterion, relax
 from adlayer.energies.workers import run_jobs, worker_pool
 from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula
@@ -108,6 +108,7 @@ def relax_structures(
     UserError
         If the backend is unusable.
     """
+    check_criterion(fmax)
     identity = identify(calculator)
     relaxed: dict[int, Atoms] = {}
     progress(0, len(structures))
@@ -148,6 +149,7 @@ def relax_into_database(
     list of ase.Atoms
         All of them, in the order of the input, as the database holds them.
     """
+    check_criterion(fmax)
     tasks = _tasks(structures, calculator, fmax, max_steps)
     done = {row.get("task") for row in database.select("stage=relaxed", include_data=False)}
     todo = [k for k, task in enumerate(tasks) if task not in done]

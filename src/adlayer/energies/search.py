@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.db.core import Database
 
 from adlayer.energies.calculators import identify
-from adlayer.energies.relaxation import Relaxation
+from adlayer.energies.relaxation import Relaxation, check_criterion
 from adlayer.energies.relaxing import PATH_FRAMES, relax_with, spent
 from adlayer.energies.workers import run_jobs, worker_pool
 from adlayer.progress import Progress, silent
@@ -104,6 +104,7 @@ def search(
         If the substrate, a formula or the backend is unusable.
     """
     check_substrate(substrate)
+    check_criterion(fmax)
     formulas = [write_formula(parse_formula(f)) for f in formulas]
     identity = identify(calculator)
     for formula in formulas:  # fails before any work if it cannot fit

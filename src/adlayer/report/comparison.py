@@ -21,7 +21,7 @@ from adlayer.analysis.compare import (
 )
 from adlayer.analysis.records import potential_energy, row_values
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable, write_text
+from adlayer.structures.store import backend_text, check_writable, write_text
 
 Sets = Mapping[str, Sequence[Atoms]]
 
@@ -46,7 +46,7 @@ def energies_above_common_lowest(sets: Sets) -> dict[str, np.ndarray]:
             lowest[formula] = min(energy, lowest.get(formula, np.inf))
             energies[name].append((formula, energy))
             if (backend := atoms.info.get("row", {}).get("calculator")) is not None:
-                backends.add(json.dumps(backend, sort_keys=True))
+                backends.add(backend_text(backend))
     if len(backends) > 1:
         raise UserError(f"energies of {' and '.join(sorted(backends))} do not compare: relax all with one calculator")
     return {name: np.array([e - lowest[f] for f, e in pairs]) for name, pairs in energies.items()}
@@ -87,7 +87,7 @@ def write_comparison(
     if steps := {name: values for name, s in sets.items() if len(values := row_values(s, "n_steps"))}:
         figures["relaxation.png"] = relaxation_figure(steps, seed=seed)
     costs = {name: values for name, s in sets.items() if len(values := row_values(s, "n_force_calls")) == len(s)}
-    if costs:
+    if costs and all(calls.sum() > 0 for calls in costs.values()):
         curves = {name: success_curve(above[name] <= within, calls) for name, calls in costs.items()}
         figures["success.png"] = success_figure(curves)
     for name, figure in figures.items():

@@ -105,7 +105,12 @@ def picture_sheet(structures: Sequence[Atoms], titles: Sequence[str] = (), width
         If there are no structures.
     """
     if not structures:
-        raise UserError("there are no structures to draw: give at least one")
+        raise UserError("there are no structures to draw: give at least one, and an index that is there")
+    for number, atoms in enumerate(structures):
+        if abs(np.linalg.det(atoms.cell.array[:2, :2])) < 1e-6:
+            raise UserError(
+                f"structure {number} has no cell in the plane, so that there is nothing to repeat: give one"
+            )
     windows = common_windows([np.asarray(atoms.cell)[:2, :2] for atoms in structures])
     span, height = windows[0][1] - windows[0][0], max(side_height(atoms) for atoms in structures)
     columns = len(structures) if len(structures) < 4 else min(4, math.ceil(math.sqrt(len(structures))))

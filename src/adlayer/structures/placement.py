@@ -16,6 +16,8 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 
 from adlayer.errors import UserError
 
+_DENSEST = 0.64  # part of the volume that spheres fill which are packed at random
+
 
 def parse_formula(formula: str) -> dict[str, int]:
     """Counts of each element, in the order written.
@@ -102,6 +104,18 @@ def closest_contact(atoms: Atoms) -> tuple[int, int, float] | None:
     return int(min(i[k], j[k])), int(max(i[k], j[k])), float(ratio[k])
 
 
+def has_room(substrate: Atoms, counts: dict[str, int], min_distance: float) -> bool:
+    """Whether so many atoms can be that far apart in the window, judged by the volume of spheres alone.
+
+    What passes may still not fit. ``counts`` of each element; the other arguments as for :func:`place_overlayer`.
+    """
+    low, high = substrate.info["confinement"]
+    radii = {symbol: min_distance * covalent_radii[atomic_numbers[symbol]] for symbol in counts}
+    filled = sum(n * 4.0 / 3.0 * np.pi * radii[symbol] ** 3 for symbol, n in counts.items())
+    area = abs(float(np.linalg.det(substrate.cell[:2, :2])))
+    return bool(filled <= _DENSEST * area * (high - low + 2.0 * max(radii.values())))
+
+
 def place_overlayer(
     substrate: Atoms,
     formula: str,
@@ -135,7 +149,10 @@ def place_overlayer(
     UserError
         If the atoms do not fit into the window at this distance.
     """
-    symbols = [s for s, n in parse_formula(formula).items() for _ in range(n)]
+    counts = parse_formula(formula)
+    if not min_distance >= 0.0:
+        raise UserError(f"min_distance is {min_distance:g}: give a fraction of covalent radii such as 0.7")
+    symbols = [s for s, n in counts.items() for _ in range(n)]
     radii = covalent_radii[[atomic_numbers[s] for s in symbols]]
     fixed_radii = covalent_radii[substrate.numbers]
     cell = np.asarray(substrate.cell[:2, :2])
@@ -161,7 +178,7 @@ def place_overlayer(
         return placed
 
     placed = np.empty((len(symbols), 3))
-    for _ in range(attempts):
+    for _ in range(attempts if has_room(substrate, counts, min_distance) else 0):
         if (found := try_once()) is not None:
             overlayer = Atoms(symbols, found, tags=0)
             structure = substrate + overlayer

@@ -31,6 +31,7 @@ import json
 import lzma
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from adlayer.errors import UserError
 
 DATABASE_SUFFIXES = {".db", ".json", ".aselmdb"}
+COMPLETE_SUFFIXES = {".extxyz", ".xyz", ".traj"}  # of structure files that keep tags, constraints and info
 COMPRESSED = ".xz"
 
 
@@ -79,6 +81,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"output {path} is a folder: give the name of a file")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UserError(f"output {path} cannot be written (permission denied): choose another place")
+    try:  # some folders let nobody make a file, whatever their permissions say
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
 
 
 @contextlib.contextmanager
@@ -116,7 +123,14 @@ def check_structure_file(path: str | os.PathLike[str]) -> None:
         writable = False
     if not writable:
         raise UserError(f"output {path} has no format that ASE can write: end its name in .extxyz or .traj")
+    if is_database(path) and Path(path).exists():
+        raise UserError(f"output {path} is a database, whose rows would be lost: give the name of a structure file")
     check_writable(path)
+
+
+def keeps_all(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of this name holds tags, constraints and info beside the positions."""
+    return is_database(path) or Path(path).suffix in COMPLETE_SUFFIXES
 
 
 def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Database:
@@ -132,11 +146,15 @@ def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Databa
         raise UserError(f"{name} is compressed and cannot be written to: unpack it with xz -d or name another")
     if must_exist and not str(name).startswith("postgresql://") and not Path(name).is_file():
         raise UserError(f"there is no database {name}: make one with adlayer search")
+    if not is_database(name):
+        raise UserError(f"{name} is not the name of a database: give a .db file or a PostgreSQL URL")
     if not must_exist:
         check_writable(name)
     try:
         if compressed:
             name = _unpack(Path(name))
+        if Path(name).suffix == ".db" and not _holds_structures(Path(name)):
+            raise ValueError("it holds something else")
         # SQLite locks by itself; ASE's lock file would outlive a killed run and block the next one for ever.
         database = ase.db.connect(str(name), use_lock_file=Path(name).suffix != ".db")
         database.count()
@@ -145,6 +163,14 @@ def connect(name: str | os.PathLike[str], *, must_exist: bool = False) -> Databa
             f"{name} is not a readable ASE database ({error}): give a .db file or a PostgreSQL URL"
         ) from error
     return database
+
+
+def _holds_structures(path: Path) -> bool:
+    """Whether an SQLite file is ASE's, or will be."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return True
+    with contextlib.closing(sqlite3.connect(f"file:{path.absolute().as_posix()}?mode=ro", uri=True)) as file:
+        return file.execute("SELECT count(*) FROM sqlite_master WHERE name = 'systems'").fetchone()[0] > 0
 
 
 def output_database(output: str | os.PathLike[str]) -> tuple[Database, Path | None]:
@@ -206,6 +232,16 @@ def backend_record(identity: dict[str, Any]) -> dict[str, Any]:
     return {k: json.loads(v) if k == "settings" and isinstance(v, str) else v for k, v in identity.items()}
 
 
+def backend_text(record: dict[str, Any]) -> str:
+    """A backend's record as words.
+
+    >>> backend_text({"name": "sevennet", "version": "0.13.0", "settings": {"model": "7net-0"}})
+    'sevennet 0.13.0 model=7net-0'
+    """
+    settings = (f"{key}={value}" for key, value in record.get("settings", {}).items())
+    return " ".join(filter(None, [str(record["name"]), record.get("version", ""), *settings]))
+
+
 def task_fingerprint(atoms: Atoms, *settings: object) -> str:
     """Key of a job on a structure: the same structure and settings (JSON values) give the same text."""
     digest = hashlib.sha256(json.dumps(settings).encode())
@@ -224,13 +260,23 @@ def rows_in_order(database: Database, selection: str = "") -> Iterator[AtomsRow]
     return iter(rows)
 
 
-def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[Atoms]:
-    """All structures of a structure file or a database.
+def check_selection(selection: str, sources: Iterable[object]) -> None:
+    """Raise :class:`UserError` for a selection of rows where no source is a database."""
+    files = [source for source in sources if isinstance(source, str | os.PathLike)]
+    if selection and files and not any(map(is_database, files)):
+        names = ", ".join(map(str, files))
+        raise UserError(f'"{selection}" selects rows of a database, and {names} is none: leave the selection out')
+
+
+def read_structures(name: str | os.PathLike[str], selection: str = "", *, broken: bool = False) -> list[Atoms]:
+    """All structures of a structure file, or those of a database that are selected.
+
+    ``broken`` ones, whose positions are no numbers, only if asked for.
 
     Raises
     ------
     UserError
-        If the file is missing, unreadable or empty.
+        If the file is missing, unreadable or empty, or a structure is broken.
     """
     if is_database(name):
         database = connect(name, must_exist=True)
@@ -252,7 +298,9 @@ def read_structures(name: str | os.PathLike[str], selection: str = "") -> list[A
         raise UserError(
             f"{name} holds no structures" + (f' that match "{selection}"' if selection else "") + ": fill it first"
         )
-    for atoms in structures:
+    for number, atoms in enumerate(structures):
+        if not (broken or np.isfinite(atoms.positions).all()):
+            raise UserError(f"structure {number} of {name} has positions that are no numbers: take it out first")
         atoms.info = plain_info(atoms)
     return structures
 

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bcc100, bcc110, fcc100, fcc110, fcc111, hcp0001, make_supercell
 from ase.constraints import FixAtoms
-from ase.data import atomic_numbers, reference_states
+from ase.data import atomic_numbers, covalent_radii, reference_states
 
 from adlayer.errors import UserError
 from adlayer.structures.superstructure import superstructure_matrix
@@ -31,6 +31,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Atoms]] = {
 }
 _BOTTOM_MARGIN = 1.0  # Å below the lowest layer
 _TOP_MARGIN = 10.0  # Å above the window
+_MOST_ATOMS = 100_000
+_CLOSEST, _FARTHEST = 0.6, 2.0  # (1×1) vectors in units of twice the covalent radius
 _OVERLAP = 0.6  # fraction of the sum of covalent radii below which two atoms overlap
 
 
@@ -142,6 +144,9 @@ def build_substrate(
     slab = _BUILDERS[structure, indices](element, (1, 1, layers), **arguments)
     if (structure, indices) == ("fcc", "110"):  # a1 along the rows, as the field names superstructures; ASE's a2
         slab.set_cell([slab.cell[1], -slab.cell[0], slab.cell[2]])
+    apart = float(np.linalg.norm(slab.cell.array[:2], axis=1).min())
+    if not _CLOSEST < apart / (2 * covalent_radii[slab.numbers[0]]) < _FARTHEST:
+        raise UserError(f"lattice constant {a:g} Å puts neighbours {apart:.3g} Å apart: give one in Å, such as 4.167")
     return prepare_substrate(slab, cell, fixed_layers=fixed_layers, window=window, name=f"{element}({indices})")
 
 
@@ -168,6 +173,11 @@ def prepare_substrate(
     slab.cell[2] = [0.0, 0.0, 1.0]
     slab.pbc = (True, True, False)
     matrix = superstructure_matrix(cell, slab.cell[:2, :2])
+    n_atoms = len(slab) * round(abs(float(np.linalg.det(matrix))))
+    if n_atoms > _MOST_ATOMS:
+        raise UserError(
+            f"superstructure {cell} would have {n_atoms} atoms, more than {_MOST_ATOMS}: ask for a smaller one"
+        )
     extended = np.eye(3, dtype=int)
     extended[:2, :2] = matrix
     substrate = make_supercell(slab, extended)

@@ -60,12 +60,14 @@ def _parse_matrix(notation: str) -> np.ndarray:
 
 def _parse_wood(text: str, notation: str, basis: np.ndarray) -> np.ndarray:
     match = _WOOD.match(text)
-    if match is None:
+    if match is None or text.count("(") != text.count(")"):
         raise UserError(f'superstructure "{notation}" is not understood: {_MATRIX_HINT}')
     angle = float(match["angle"] or 0.0)
     p, q = (
         _factor(f, notation) * float(np.linalg.norm(v)) for f, v in zip((match["p"], match["q"]), basis, strict=True)
     )
+    if not p * q > 0:
+        raise UserError(f'superstructure "{notation}" has zero area: {_MATRIX_HINT}')
     first = _find_vector(basis, basis[0], p, angle)
     second = None if match["rect"] else _find_vector(basis, basis[1], q, angle)
     if second is None:  # rectangular cells on a hexagonal surface, as in p(4x5r3)

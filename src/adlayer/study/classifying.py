@@ -12,7 +12,15 @@ from ase import Atoms
 from adlayer.analysis.table import describe
 from adlayer.errors import UserError
 from adlayer.progress import Progress, silent
-from adlayer.structures.store import check_writable, connect, is_database, replacing, write_csv, write_row
+from adlayer.structures.store import (
+    check_selection,
+    check_writable,
+    connect,
+    is_database,
+    replacing,
+    write_csv,
+    write_row,
+)
 from adlayer.study.stages import FilePath, load_structures
 
 _KEPT_BY_ASE = {"index", "id", "energy"}  # columns that an ASE database has of its own
@@ -37,7 +45,7 @@ def classify(
     output
         ``.csv`` for a table, ``.db`` for an ASE database of the structures with the columns as keys. There ``cell`` is
         called ``superlattice`` and ``origin`` ``stage``, ``duplicate_of`` is a row's id, a point group that reads as a
-        number is stored as one, and what is unknown is left out. What is there is replaced.
+        number is stored as one, and what is unknown is left out. A table that is there is replaced.
     select
         Selection of database rows.
     tolerance, energy_tolerance, progress
@@ -55,6 +63,7 @@ def classify(
     """
     if output is not None:
         _check_output(source, output)
+    check_selection(select, [source])
     structures = load_structures(source, select)
     rows = describe(structures, tolerance, energy_tolerance, progress)
     if output is not None:
@@ -77,6 +86,8 @@ def _check_output(source: FilePath | Sequence[Atoms], output: FilePath) -> None:
     if isinstance(source, str | os.PathLike) and Path(source).resolve() == Path(output).resolve():
         raise UserError(f"output {output} is the input itself: give another name")
     check_writable(output)
+    if is_database(output) and Path(output).exists() and any(r.get("task") for r in connect(output).select()):
+        raise UserError(f"output {output} is a database of other stages, which would be lost: give another name")
 
 
 def _write_database(path: Path, structures: Sequence[Atoms], rows: Sequence[Mapping[str, Any]]) -> None:

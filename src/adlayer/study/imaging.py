@@ -12,6 +12,7 @@ from ase import Atoms
 from adlayer.analysis.references import reference_names
 from adlayer.errors import UserError
 from adlayer.structures.placement import overlayer_formula
+from adlayer.structures.store import check_selection
 from adlayer.study.stages import FilePath, load_reference, load_structures
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def _named(source: FilePath | Atoms, select: str, index: str) -> list[tuple[str,
 
 def _chosen(sources: Sources, select: str, index: str) -> tuple[list[str], list[Atoms]]:
     """Titles and structures of all sources."""
+    check_selection(select, _each(sources))
     found = [pair for source in _each(sources) for pair in _named(source, select, index)]
     _check_number(len(found))
     return [title for title, _ in found], [atoms for _, atoms in found]

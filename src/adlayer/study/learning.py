@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from adlayer.energies.workers import default_workers, run_jobs, worker_pool
 from adlayer.errors import UserError
 from adlayer.progress import Progress, silent
 from adlayer.structures.store import (
-    check_writable,
+    check_structure_file,
     output_database,
     row_atoms,
     task_fingerprint,
@@ -201,7 +202,7 @@ def generate_into(
     model = _model(model_path, fingerprint, device)
     formula = check_request(model, substrate, formula, n, sampling)
     if trajectory is not None:
-        check_writable(trajectory)
+        check_structure_file(trajectory)
     tasks = [task_fingerprint(substrate, fingerprint, formula, asdict(sampling), seed, k) for k in range(n)]
     present = {row.get("task") for row in database.select("stage=generated", include_data=False)}
     n_atoms = len(substrate) + sum(parse_formula(formula).values())
@@ -252,8 +253,17 @@ def generate_to(
     model: str, substrate: str, output: str, *, trajectory: str | None = None, **arguments: Any
 ) -> dict[str, Any]:
     """Generate into a structure file or database, see :func:`generate_into`; adds ``outputs``."""
+    given = [Path(name).resolve() for name in (output, trajectory, substrate, model) if name is not None]
+    if len(set(given)) < len(given):
+        raise UserError(f"output {output} or the trajectory is one of the other files: give names of their own")
+    bare = read_substrate(substrate)
     database, hidden = output_database(output)
-    result = generate_into(database, model, read_substrate(substrate), trajectory=trajectory, **arguments)
+    try:
+        result = generate_into(database, model, bare, trajectory=trajectory, **arguments)
+    except UserError:
+        if hidden is not None and not database.count():
+            hidden.unlink()
+        raise
     if hidden is not None:
         write_structures(output, result["structures"])
         hidden.unlink()

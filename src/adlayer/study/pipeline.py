@@ -113,18 +113,14 @@ def _train(study: Study, reporter: Reporter) -> dict[str, Any]:
     directory = Path(study.directory)
     model, record, wanted = directory / "model.safetensors", directory / "model.study.json", _training_record(study)
     written = record.read_text() if record.is_file() else ""
-    state = state_path(model)
-    if written == wanted and model.is_file() and not state.is_file():
+    if written == wanted and model.is_file() and not state_path(model).is_file():
         return {"trained_before": True, "outputs": [str(model)]}
-    resume = written in (wanted, _BEGUN + wanted) and state.is_file()
-    if not resume:
-        state.unlink(missing_ok=True)  # of another training
     write_text(record, _BEGUN + wanted)  # what lies there now is not the model of this study
     table = study.train
     with reporter.progress("train") as progress:
         result = train(
             str(directory / "study.db"), str(model), rows="stage=search", select=table.select, repeat=table.repeat,
-            time=table.time, steps=table.steps, batch=table.batch, seed=study.seed, resume=resume, message=reporter.say,
+            time=table.time, steps=table.steps, batch=table.batch, seed=study.seed, message=reporter.say,
             progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
         )  # fmt: skip
     write_text(record, wanted)

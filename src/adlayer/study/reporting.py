@@ -27,7 +27,7 @@ from adlayer import __version__
 from adlayer.analysis.records import potential_energy
 from adlayer.errors import UserError
 from adlayer.progress import Progress, silent
-from adlayer.structures.store import connect, read_structures
+from adlayer.structures.store import backend_text, connect, read_structures
 from adlayer.study.classifying import write_table
 from adlayer.study.stages import FilePath, load_reference
 
@@ -57,8 +57,7 @@ def backend_of(atoms: Atoms) -> str:
     record = atoms.info.get("row", {}).get("calculator")
     if record is None:
         return "none" if atoms.calc is None else str(getattr(atoms.calc, "name", "unknown"))
-    settings = ", ".join(f"{k}={v}" for k, v in record.get("settings", {}).items())
-    return " ".join(filter(None, [record["name"], record.get("version", ""), settings]))
+    return backend_text(record)
 
 
 def find_reference(name: str, judged: Atoms) -> Atoms:

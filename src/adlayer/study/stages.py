@@ -16,12 +16,14 @@ from ase import Atoms
 from adlayer.analysis.references import reference, reference_names
 from adlayer.energies import search as random_search
 from adlayer.energies.calculators import BACKENDS, DEFAULT, backend_version, check_calculator
+from adlayer.energies.relaxation import check_criterion
 from adlayer.energies.relaxing import relax_into_database, relax_structures
 from adlayer.errors import UserError
 from adlayer.progress import Progress, silent
 from adlayer.structures.lattice import Lattice, default_lattice
 from adlayer.structures.placement import expand_range, parse_formula
 from adlayer.structures.store import (
+    check_selection,
     check_structure_file,
     connect,
     is_database,
@@ -63,7 +65,8 @@ def substrate(
     lattice
         Lattice constant in Å; default: that of the default calculator, see :func:`default_lattice`.
     slab
-        A slab, or a file that ASE reads, instead of ``surface``; its in-plane cell counts as (1×1).
+        A slab, or a file that ASE reads, instead of ``surface``; its in-plane cell counts as (1×1). Where layers are
+        tagged 1, 2, …, atoms of tag 0 are an overlayer and left out.
     output
         File to write.
 
@@ -77,7 +80,11 @@ def substrate(
     if output is not None:
         check_structure_file(output)
     if slab is not None:
-        atoms = prepare_substrate(load_structures(slab)[0], cell, fixed_layers=fixed_layers, window=window)
+        given = load_structures(slab)[0]
+        layered = given.get_tags() >= 1
+        if layered.any():
+            given = given[layered]
+        atoms = prepare_substrate(given, cell, fixed_layers=fixed_layers, window=window)
     else:
         assert surface is not None
         constants = default_lattice(surface) if lattice is None else Lattice(lattice, None, "given")
@@ -138,6 +145,7 @@ def search(
     """
     wanted = formulas_of(formulas, ranges)
     check_calculator(calculator)
+    check_criterion(fmax)
     start = load_structures(substrate)[0]
     check_substrate(start)
     return random_search.search(
@@ -195,6 +203,8 @@ def relax(
         See :func:`adlayer.energies.relaxing.relax_structures`.
     """
     check_calculator(calculator)
+    check_criterion(fmax)
+    check_selection(select, [source])
     structures = load_structures(source, select)
     settings: dict[str, Any] = {
         "fmax": fmax,
@@ -250,6 +260,11 @@ def match(
     from adlayer.analysis import matching
 
     target = load_reference(reference)
+    if isinstance(reference, str | os.PathLike) and Path(reference).is_file():
+        n = len(load_structures(reference))
+        if n > 1:
+            raise UserError(f"reference {reference} holds {n} structures: give a file with one")
+    check_selection(select, [source])
     structures = load_structures(source, select)
     return structures, matching.match(structures, target, tolerance=tolerance, lateral=not heights)
 
@@ -285,6 +300,7 @@ def compare(
     """
     from adlayer.report.comparison import compare_sets, write_comparison
 
+    check_selection(select, groups.values())
     sets = {name: load_structures(source, select) for name, source in groups.items()}
     result = compare_sets(sets, within=within, seed=seed)
     paths = [] if output is None else write_comparison(output, sets, result, within=within, seed=seed)

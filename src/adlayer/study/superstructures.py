@@ -13,7 +13,7 @@ from ase import Atoms
 from adlayer.analysis.leed import ENERGY, LeedPattern, kinematic_pattern, leed_pattern, surface_lattice
 from adlayer.errors import UserError
 from adlayer.structures.commensurate import CommensurateCell, commensurate_cells
-from adlayer.structures.store import check_writable, is_database, write_csv
+from adlayer.structures.store import check_selection, check_writable, is_database, write_csv
 from adlayer.structures.sublattices import integer_operations
 from adlayer.structures.superstructure import superstructure_matrix, wood_notation
 from adlayer.study.stages import FilePath, load_structures, substrate
@@ -137,6 +137,7 @@ def _structure(source: FilePath | Atoms, lattice: float | None, index: int = 0, 
         return substrate(str(source), lattice=lattice)
     if lattice is not None:
         raise UserError(f"--lattice does not go with {source}, which has its own: leave it out")
+    check_selection(select, [source])
     structures = load_structures(source, select)
     if not 0 <= index < len(structures):
         raise UserError(f"{source} holds {len(structures)} structures, not number {index}: count from 0")

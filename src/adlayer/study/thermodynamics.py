@@ -35,6 +35,8 @@ from adlayer.progress import Progress, silent
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.store import (
     backend_record,
+    backend_text,
+    check_selection,
     check_writable,
     connect,
     read_structures,
@@ -86,14 +88,16 @@ def finished_structures(sources: Sequence[FilePath], select: str = "") -> list[A
     UserError
         If there are none, or their energies come from different calculators or settings.
     """
+    check_selection(select, sources)
     every = [atoms for source in sources for atoms in read_structures(source, select)]
     kept = [
         a for a in every if a.calc is not None and a.info.get("row", {}).get("converged") and (a.get_tags() == 0).any()
     ]
     if not kept:
         raise UserError(f"{', '.join(map(str, sources))} hold no relaxed structure: run adlayer relax or search first")
-    records = {json.dumps(a.info["row"].get("calculator"), sort_keys=True) for a in kept}
-    if len(records) > 1 or "null" in records:
+    known = [a.info["row"].get("calculator") for a in kept]
+    records = {"an unknown calculator" if record is None else backend_text(record) for record in known}
+    if len(records) > 1 or None in known:
         raise UserError(f"energies of {' and '.join(sorted(records))} do not compare: relax all with one calculator")
     return kept
 
@@ -109,8 +113,8 @@ def backend_specification(record: Mapping[str, Any], given: str | None) -> str:
     own = backend_record(identify(specification))
     if own != dict(record):
         raise UserError(
-            f"the energies are of {json.dumps(record)}, but calculator {specification} here is {json.dumps(own)}: "
-            "relax the structures with it first"
+            f"the energies are of {backend_text(dict(record))}, but calculator {specification} here is "
+            f"{backend_text(own)}: relax the structures with it first"
         )
     return specification
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adlayer.errors import UserError
-from adlayer.structures.store import check_writable, connect, rows_in_order, write_csv
+from adlayer.structures.store import check_writable, connect, is_database, rows_in_order, write_csv
 
+TRAINING_STEPS = 10_000  # unless steps or time are given
 NEW_RATE, START_RATE = 1e-3, 3e-4  # learning rates of a new model, and of one that goes on from another
 
 
@@ -78,7 +79,7 @@ def train(
 
     Arguments as for the verb ``train``, and ``rows``, which rows of the database there are at all (ASE's syntax);
     ``device`` is ``cpu`` or ``cuda``; ``every`` is the time between saved states in seconds. A training interrupted at
-    any moment goes on with ``resume`` from the last of them.
+    any moment goes on from the last of them when it is called again; with ``resume`` it must.
 
     Returns
     -------
@@ -112,7 +113,7 @@ def train(
 
     where = find_device(device)
     if steps is None and time is None:
-        steps = 10_000
+        steps = TRAINING_STEPS
     settings = Settings(
         steps=steps,
         seconds=None if time is None else read_seconds(time),
@@ -120,9 +121,12 @@ def train(
         seed=seed,
         batch=batch,
         learning_rate=NEW_RATE if start is None else START_RATE,
+        start=None if start is None else model_hash(start),
     )
     begin_with = None if start is None else load_model(start)
     selection = parse_selection(select)
+    if is_database(output):
+        raise UserError(f"output {output} has the name of a database: give that of a model, such as model.safetensors")
     check_writable(output)
     dataset = build_dataset(rows_in_order(connect(database, must_exist=True), rows), selection, seed=seed)
     message(describe(dataset))
@@ -130,12 +134,17 @@ def train(
     saved = state_path(target)
     metrics_path, curve_path = target.with_suffix(".metrics.csv"), target.with_suffix(".loss.png")
     state = None
-    if resume:
+    if resume or saved.is_file():
         state = load_state(saved)
-        if state.settings != state_key(settings, dataset):
+        if state.settings == state_key(settings, dataset):
+            message(f"goes on at step {state.step}, where it was interrupted")
+        elif resume:
             raise UserError(
                 f"training state {saved} belongs to other data or settings: repeat those, or start without --resume"
             )
+        else:
+            message(f"begins anew: {saved} belongs to other data or settings")
+            state = None
     metrics = _read_metrics(metrics_path, state.step) if state is not None else []
 
     def keep(model: Model, report: Report) -> None:
@@ -143,7 +152,7 @@ def train(
         save_model(target, model)
         write_csv(metrics_path, metrics[0], [row.values() for row in metrics])
         message(
-            f"step {report.step}: score loss {report.score_loss:.3f}, held out {report.validation_score:.3f}; "
+            f"step {report.step}: score loss {report.score_loss:.3f}, validation {report.validation_score:.3f}; "
             f"energy {1000 * report.validation_energy:.1f} meV/atom, force {1000 * report.validation_force:.0f} meV/Å"
         )
 

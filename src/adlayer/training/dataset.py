@@ -13,6 +13,7 @@ composition.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -115,16 +116,16 @@ def parse_selection(text: str) -> Selection:
         pieces = [p.strip() for p in part.split("<")]
         try:
             if len(pieces) == 2 and pieces[0] == "dE":
-                selection = replace(selection, energy_window=float(pieces[1]))
+                selection = replace(selection, energy_window=_number(pieces[1]))
             elif len(pieces) == 2 and pieces[0] == "shift":
-                selection = replace(selection, substrate_shift=float(pieces[1]))
+                selection = replace(selection, substrate_shift=_number(pieces[1]))
             elif len(pieces) == 2 and pieces[0] == "n":
                 selection = replace(selection, limit=int(pieces[1]) - 1)
             elif len(pieces) == 3 and pieces[1] in chemical_symbols:
-                bounds = (pieces[1], float(pieces[0]), float(pieces[2]))
+                bounds = (pieces[1], _number(pieces[0]), _number(pieces[2]))
                 selection = replace(selection, fractions=(*selection.fractions, bounds))
             elif len(pieces) == 2 and pieces[0] in chemical_symbols:
-                selection = replace(selection, fractions=(*selection.fractions, (pieces[0], -1.0, float(pieces[1]))))
+                selection = replace(selection, fractions=(*selection.fractions, (pieces[0], -1.0, _number(pieces[1]))))
             else:
                 raise ValueError
         except ValueError as error:
@@ -133,6 +134,14 @@ def parse_selection(text: str) -> Selection:
                 'or "n<100"'
             ) from error
     return selection
+
+
+def _number(text: str) -> float:
+    """Raises ``ValueError`` for what compares with nothing, too."""
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError
+    return value
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,8 @@ def _one_backend(rows: Sequence[Row]) -> dict[str, str]:
     if len(records) > 1:
         names = ", ".join(sorted(str(r[0]) for r in records))
         raise UserError(
-            f"the database mixes energies of different calculators or settings ({names}): select one of them"
+            f"the database mixes energies of different calculators or settings ({names}): relax all of it with one of "
+            "them into another database"
         )
     name, *settings = records.pop()
     return {"name": str(name), **{k: str(v) for k, v in settings}}

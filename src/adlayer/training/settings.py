@@ -29,6 +29,7 @@ class Settings:
     sigma_min: float = 0.02  # Å
     kernel: str = "exact"
     seed: int = 0
+    start: str | None = None  # fingerprint of the model to begin with
 
     def fraction(self, step: int, elapsed: float) -> float:
         """How much is done after so many steps and seconds, from 0 to 1."""

@@ -275,5 +275,6 @@ def _step(
 def describe(dataset: Dataset) -> str:
     """One line on what is learned from."""
     formulas = ", ".join(f"{f}×{n}" for f, n in dataset.compositions.items())
-    n, n_frames, n_held = len(dataset.train), len(dataset.frames), len(dataset.validation)
-    return f"{n} structures ({formulas}), {n_frames} frames, {n_held} held out"
+    n_held, n_frames = len(dataset.validation), len(dataset.frames)
+    held = f"{n_held} held out" if n_held else "too few to hold any out: validated on what is learned from"
+    return f"{len(dataset.train) + n_held} structures ({formulas}), {n_frames} frames, {held}"
