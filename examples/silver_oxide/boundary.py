@@ -77,6 +77,8 @@ def summary() -> None:
     known = reference("p4x4-O_Ag111-Ag6")
     known.calc = SinglePointCalculator(known, energy=float(known.info["reference_energy"]))
     phases = study_phases([known, best], "sevennet", connect(RUNS / "references.db"), progress=progress("references"))
+    order = sorted(generated, key=lambda atoms: atoms.info["row"]["sample"])
+    energies = np.array([a.get_potential_energy() for a in order]) - zero
     cost = [a.info["row"]["cpu_s"] for a in read_structures(RUNS / "generated.db", "stage=generated")]
     what = f"{FORMULA} in {CELL} of Ag(111), SevenNet-0; eV a cell above the lowest generated, 95 % intervals"
     record: dict[str, Any] = about(what) | {
@@ -84,6 +86,8 @@ def summary() -> None:
         "generated": {
             **_numbers(generated, _raw(RUNS / "generated.db", "relaxed"), zero),
             "cpu_s_generating": round(float(np.mean(cost)), 1),
+            "lowest_three_eV": np.sort(energies)[:3].round(2).tolist(),
+            "lowest_of_the_first_24_eV": round(float(energies[:24].min()), 2),
         },
         "gamma_meV_per_A2_at_oxygen_potential": {p.label: _gamma(p) for p in phases.diagram.phases},
         "calculator": phases.calculator,

@@ -96,6 +96,7 @@ def summarise(name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         "ag6": {"k": len(matched), **_value(hit)},
         "within_0.1_eV": {"k": int(close.sum()), **_value(wilson_interval(int(close.sum()), n))},
         "different_within_0.1_eV": len(unique([a for a, c in zip(relaxed, close, strict=True) if c])),
+        "finalists_within_0.1_eV": _finalists([a for a, c in zip(relaxed, close, strict=True) if c]),
         "lowest_eV": round(float(energies[sound].min()), 4),
         "lowest_ag6_eV": round(float(energies[matched].min()), 4) if matched else None,
         "median_eV": _value(bootstrap_interval(energies[sound], np.median, seed=0)),
@@ -111,6 +112,13 @@ def summarise(name: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     if generated:
         result["model"] = str(generated[0]["model"])
     return result, energies[sound], calls
+
+
+def _finalists(structures: list[Atoms]) -> dict[str, int]:
+    """How many of the structures are those of ``finalists.extxyz``, of the same substrate."""
+    known = [a for a in read_structures(HERE / "finalists.extxyz") if structures and len(a) == len(structures[0])]
+    counts = {str(a.info["name"]): len(match(structures, a)) for a in known}
+    return {name: count for name, count in counts.items() if count}
 
 
 def summary() -> None:
