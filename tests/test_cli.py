@@ -165,7 +165,11 @@ MISTAKES = {
     "empty database": (["relax", "empty.db", "--calculator", "emt", "-o", "r.extxyz"], "holds no structures"),
     "bad selection": (["relax", "full.db", "--select", "a>>b", "--calculator", "emt", "-o", "r.db"], "selection"),
     "overlap": (["search", "overlap.extxyz", "--formula", "Au", "--calculator", "emt", "--db", "a.db"], "overlap"),
-    "no substrate": (["search", "plain.xyz", "--formula", "Au", "--calculator", "emt", "--db", "a.db"], "no substrate"),
+    "no substrate": (
+        ["search", "plain.xyz", "--formula", "Au", "--calculator", "emt", "--db", "a.db"],
+        "of plain.xyz has no",
+    ),
+    "nothing to match": (["match", "plain.xyz", "gold.extxyz"], "structure 0 of plain.xyz has no substrate"),
     "missing backend": (["relax", "gold.extxyz", "--calculator", "chgnet", "-o", "r.extxyz"], "adlayer[chgnet]"),
     "unknown backend": (["relax", "gold.extxyz", "--calculator", "vasp", "-o", "r.extxyz"], "is unknown"),
     "bad formula": (["search", "gold.extxyz", "--formula", "au2", "--calculator", "emt", "--db", "a.db"], "formula"),

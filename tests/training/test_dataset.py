@@ -68,7 +68,9 @@ def test_unconverged_rows_are_left_out(made_up: Any) -> None:
 def test_energies_of_two_backends_are_refused(made_up: Any, other: dict[str, Any]) -> None:
     made_up.add("Ag2O")
     made_up.add("Ag2O", 0.1, **other)
-    with pytest.raises(UserError, match=r"mixes energies of different calculators or settings \(.*made-up.*\): relax all"):
+    with pytest.raises(
+        UserError, match=r"mixes energies of different calculators or settings \(.*made-up.*\): relax all"
+    ):
         made_up.dataset()
 
 

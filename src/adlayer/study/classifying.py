@@ -21,7 +21,7 @@ from adlayer.structures.store import (
     write_csv,
     write_row,
 )
-from adlayer.study.stages import FilePath, load_structures
+from adlayer.study.stages import FilePath, check_layers, load_structures
 
 _KEPT_BY_ASE = {"index", "id", "energy"}  # columns that an ASE database has of its own
 _RENAMED = {"cell": "superlattice", "origin": "stage"}  # columns whose names ASE reserves, or the store's own
@@ -65,6 +65,7 @@ def classify(
         _check_output(source, output)
     check_selection(select, [source])
     structures = load_structures(source, select)
+    check_layers(source, structures)
     rows = describe(structures, tolerance, energy_tolerance, progress)
     if output is not None:
         write_table(output, structures, rows)

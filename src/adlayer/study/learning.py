@@ -25,6 +25,7 @@ from adlayer.structures.store import (
     write_row,
     write_structures,
 )
+from adlayer.study.stages import check_layers
 
 
 def sampling_settings(preset: str = "default", **changes: Any) -> Any:
@@ -257,6 +258,7 @@ def generate_to(
     if len(set(given)) < len(given):
         raise UserError(f"output {output} or the trajectory is one of the other files: give names of their own")
     bare = read_substrate(substrate)
+    check_layers(substrate, [bare])
     database, hidden = output_database(output)
     try:
         result = generate_into(database, model, bare, trajectory=trajectory, **arguments)

@@ -45,6 +45,16 @@ def load_structures(source: FilePath | Atoms | Sequence[Atoms], selection: str =
     return list(source)
 
 
+def check_layers(source: object, structures: Sequence[Atoms]) -> None:
+    """Raise :class:`UserError` if one of the structures of a source has no substrate."""
+    where = f" of {source}" if isinstance(source, str | os.PathLike) else ""
+    for number, atoms in enumerate(structures):
+        if not (atoms.get_tags() >= 1).any():
+            raise UserError(
+                f"structure {number}{where} has no substrate: tag its layers 1, 2, … from the top (overlayer atoms 0)"
+            )
+
+
 def substrate(
     surface: str | None = None,
     cell: str = "p(1x1)",
@@ -147,6 +157,7 @@ def search(
     check_calculator(calculator)
     check_criterion(fmax)
     start = load_structures(substrate)[0]
+    check_layers(substrate, [start])
     check_substrate(start)
     return random_search.search(
         start,
@@ -266,6 +277,8 @@ def match(
             raise UserError(f"reference {reference} holds {n} structures: give a file with one")
     check_selection(select, [source])
     structures = load_structures(source, select)
+    check_layers(reference, [target])
+    check_layers(source, structures)
     return structures, matching.match(structures, target, tolerance=tolerance, lateral=not heights)
 
 
