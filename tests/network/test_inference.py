@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -146,3 +148,18 @@ def test_an_atom_that_is_lost_harms_no_other_structure(value: float, slab: Slab)
     energies, forces = fast(batch.with_positions(positions))
     assert torch.equal(energies[[0, 2]], expected_energies[[0, 2]])
     assert torch.equal(forces[batch.batch != 1], expected[batch.batch != 1])
+
+
+def test_a_fast_network_goes_when_it_is_not_held(slab: Callable[..., Atoms]) -> None:
+    """At once: with a cycle it, and on a GPU its graphs, would keep their memory until the next search for cycles."""
+    batch = to_batch([slab(0)], torch.float32)
+    networks = [fast_denoiser(_denoiser(torch.float32)), fast_force_field(_force_field(torch.float32))]
+    _score(networks[0], batch)
+    networks[1](batch)
+    gc.disable()
+    try:
+        held = [weakref.ref(network) for network in networks]
+        networks.clear()
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()

@@ -61,7 +61,10 @@ class _Kernels(Protocol):
         ...
 
     def replayed(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The same function of ``(batch, fixed, *inputs)``, for :class:`adlayer.network.gpu.replay.Replayed`."""
+        """A method of ``(batch, *fixed, *inputs)`` as a function of ``(owner, batch, fixed, *inputs)``.
+
+        See :class:`adlayer.network.gpu.replay.Replayed`.
+        """
         ...
 
 
@@ -132,7 +135,7 @@ class _Compiled:
         return x + more.index_select(0, structure)
 
     def replayed(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda batch, fixed, *inputs: function(batch, *fixed, *inputs)
+        return lambda owner, batch, fixed, *inputs: function(owner, batch, *fixed, *inputs)
 
 
 @dataclass(frozen=True)
@@ -341,7 +344,7 @@ class FastForceField:
         self.energy = _Perceptron.of(module.energy)
         self.scale = module.scale.clone()
         self.strength = torch.full_like(self.scale, CORE_STRENGTH)
-        self._replayed = self.network.kernels.replayed(self._overlayer)
+        self._replayed = self.network.kernels.replayed(FastForceField._overlayer)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -351,7 +354,7 @@ class FastForceField:
     @torch.no_grad()
     def overlayer_forces(self, batch: Batch) -> Tensor:
         """Forces on the overlayer atoms alone (M, 3), eV/Å; less work than all where forces are direct."""
-        return self._replayed(batch, self.network.seen(batch, self.module.lift, among_substrate=True))
+        return self._replayed(self, batch, self.network.seen(batch, self.module.lift, among_substrate=True))
 
     def _all(self, batch: Batch, pairs: Any, facts: _Facts) -> tuple[Tensor, Tensor]:
         passed: list[_Passed] = []
@@ -384,13 +387,13 @@ class FastDenoiser:
     def __init__(self, module: Denoiser) -> None:
         self.module = module
         self.network = _Network(module.painn)
-        self._replayed = self.network.kernels.replayed(self._score)
+        self._replayed = self.network.kernels.replayed(FastDenoiser._score)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, sigma: Tensor, conditions: Tensor) -> Tensor:
         """Normalised score of the overlayer atoms (M, 3) of the batch, noise levels (B,) and conditions (B, K)."""
         seen = self.network.seen(batch, self.module.lift, among_substrate=False)
-        return self._replayed(batch, seen, sigma, conditions)
+        return self._replayed(self, batch, seen, sigma, conditions)
 
     def _score(self, batch: Batch, pairs: Any, facts: _Facts, sigma: Tensor, conditions: Tensor) -> Tensor:
         s, v, condition = self.module.inputs(batch, sigma, conditions)

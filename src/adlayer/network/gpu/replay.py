@@ -14,10 +14,11 @@ _BEFORE = 2  # calls for a batch before its graph is made: short runs are not wo
 
 
 class Replayed:
-    """A function ``(batch, *fixed, *inputs) → Tensor`` that is captured when the same batch comes again and again.
+    """A method ``(batch, *fixed, *inputs) → Tensor`` that is captured when the same batch comes again and again.
 
     The same is a batch whose tensors but the positions are the same objects, as are the ``fixed``. The function must
-    not wait for the GPU.
+    not wait for the GPU. Its owner, always the same, is named at each call: held here, both would live until the next
+    search for cycles, with all their memory.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -26,23 +27,25 @@ class Replayed:
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, batch: Batch, fixed: tuple[Any, ...], *inputs: Tensor) -> Tensor:
+    def __call__(self, owner: Any, batch: Batch, fixed: tuple[Any, ...], *inputs: Tensor) -> Tensor:
         same = (batch.numbers, batch.tags, batch.batch, batch.cell, batch.window, *fixed)
         if len(same) != len(self._same) or any(a is not b for a, b in zip(same, self._same, strict=True)):
             self._same, self._calls, self._graph = same, 0, None
         self._calls += 1
         if self._calls <= _BEFORE or batch.positions.device.type != "cuda":
-            return self.function(batch, *fixed, *inputs)
-        graph = self._graph if self._graph is not None else self._captured(batch, fixed, inputs)
+            return self.function(owner, batch, *fixed, *inputs)
+        graph = self._graph if self._graph is not None else self._captured(owner, batch, fixed, inputs)
         for there, here in zip(self._inputs, (batch.positions, *inputs), strict=True):
             there.copy_(here)
         graph.replay()
         return self._output.clone()
 
-    def _captured(self, batch: Batch, fixed: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
+    def _captured(
+        self, owner: Any, batch: Batch, fixed: tuple[Any, ...], inputs: tuple[Tensor, ...]
+    ) -> torch.cuda.CUDAGraph:
         """The function on copies of its inputs, recorded."""
         self._inputs = [x.clone() for x in (batch.positions, *inputs)]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._output = self.function(batch.with_positions(self._inputs[0]), *fixed, *self._inputs[1:])
+            self._output = self.function(owner, batch.with_positions(self._inputs[0]), *fixed, *self._inputs[1:])
         return self._graph
