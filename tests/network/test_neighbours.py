@@ -120,3 +120,17 @@ def test_paired_the_second_half_is_the_first_the_other_way_round() -> None:
     unpaired = Edges(edges.receiver, edges.sender, edges.shift)
     torch.testing.assert_close(unpaired.vectors(batch)[: edges.n_pairs], one_way)
     torch.testing.assert_close(edges.vectors(batch), unpaired.vectors(batch))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_lost_atom_is_near_to_no_other(value: float) -> None:
+    """Sampling may break a structure; all other atoms have the edges that they had."""
+    whole, broken = _random(CELLS["oblique"], 1), _random(CELLS["oblique"], 2)
+    broken.positions[5] = value
+    batch = to_batch([broken, whole], torch.float64)
+    edges = neighbours(batch, 5.0)
+    at_first, at_second = edges.receiver == 5, edges.sender == 5
+    assert torch.equal(at_first, at_second)  # with its own images alone, if any
+    others = ~at_first
+    alone = to_batch([broken[:5], whole], torch.float64)
+    assert int(others.sum()) == len(neighbours(alone, 5.0).receiver)

@@ -221,8 +221,9 @@ def surface_basis(atoms: Atoms, ideal: IdealSubstrate) -> np.ndarray:
     cell's as can be, the shorter one first: O/Ag(110) is p(2×1), however its cell is turned.
     """
     cell = np.asarray(atoms.cell[:2, :2], dtype=float)
-    if "superstructure" in atoms.info:
-        basis = np.linalg.inv(np.reshape(atoms.info["superstructure"], (2, 2)).astype(float)) @ cell
+    given = np.reshape(atoms.info.get("superstructure", np.zeros(4)), (2, 2)).astype(float)
+    if abs(np.linalg.det(given)) > 0.5:
+        basis = np.linalg.inv(given) @ cell
         multiple = ideal.basis @ np.linalg.inv(basis)
         if np.abs(multiple - np.round(multiple)).max() < 1e-3:
             return _right_handed(basis)

@@ -238,7 +238,7 @@ def _run_block(
     sound = torch.isfinite(found.positions).reshape(len(numbers), -1).all(dim=1)
     if settings.relax_steps:
         sound &= torch.isfinite(found.energies)
-    structures = _structures(block, start, found.positions, len(substrate))
+    structures = _structures(block, start, torch.nan_to_num(found.positions), len(substrate))
     made = {
         number: (atoms, list(film))
         for number, atoms, film, whole in zip(numbers, structures, found.films, sound.cpu().tolist(), strict=True)

@@ -113,8 +113,14 @@ def _each_with_each(
 
 
 def _listed(batch: Batch, cutoff: float, among_substrate: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (P,) and shifts (P, 2) from vesin."""
+    """Pairs (P,) and shifts (P, 2) from vesin. Lost atoms, whose positions are no numbers, are near to no other."""
     positions = batch.positions.detach().double().numpy()
+    lost = (~np.isfinite(positions).all(axis=1)).nonzero()[0]
+    if len(lost):
+        above = np.nanmax(positions[:, 2], initial=0.0, where=np.isfinite(positions[:, 2]))
+        positions = positions.copy()
+        positions[lost] = 0.0
+        positions[lost, 2] = above + 2.0 * cutoff * np.arange(1, len(lost) + 1)
     cells = batch.cell.double().numpy()
     ends = np.cumsum(np.bincount(batch.batch.numpy(), minlength=len(cells)))
     starts = np.concatenate([[0], ends[:-1]])
