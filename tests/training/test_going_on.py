@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from adlayer.errors import UserError
 from adlayer.network.model import Architecture
 from adlayer.study.training import train
-from adlayer.training.checkpoint import load_model, state_path
+from adlayer.training.checkpoint import load_model, load_state, state_path
 from adlayer.training.dataset import Dataset
 
 
@@ -33,7 +34,7 @@ def test_the_same_call_again_goes_on(
     told: list[str] = []
     interrupted()
     train(database, model, **options, message=told.append)
-    assert "goes on at step 3, where it was interrupted" in told
+    assert "goes on at step 4, where it was interrupted" in told
     assert not state_path(model).exists()
     expected, found = load_model(whole).state_dict(), load_model(model).state_dict()
     assert all(bool((found[name] == tensor).all()) for name, tensor in expected.items())
@@ -45,6 +46,28 @@ def test_the_same_call_again_goes_on(
     assert any("begins anew" in text for text in told)
     with pytest.raises(UserError, match="there is no training state"):
         train(database, model, **options, resume=True)
+
+
+def test_a_signal_is_heard_after_the_step(
+    dataset: Dataset, tiny: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of that very step is kept; handlers are as they were."""
+    monkeypatch.setattr("adlayer.network.model.Architecture", lambda: tiny)
+    database, model, steps = str(tmp_path / "made-up.db"), str(tmp_path / "model.safetensors"), list[int]()
+
+    def signalled(step: int, fraction: float, loss: float) -> None:
+        steps.append(step)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(database, model, batch=2, steps=6, progress=signalled)
+    assert steps == [1, 2, 3]
+    assert load_state(state_path(model)).step == 3
+    assert signal.getsignal(signal.SIGINT) is before
+    train(database, model, batch=2, steps=6, progress=lambda step, fraction, loss: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_training_from_another_model_is_another_training(

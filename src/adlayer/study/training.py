@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 from adlayer.errors import UserError
 from adlayer.structures.store import check_writable, connect, is_database, rows_in_order, write_csv
 
+StepProgress = Callable[[int, float, float], None]
+"""Called with a step's number, the fraction done and the loss."""
 TRAINING_STEPS = 10_000  # unless steps or time are given
 NEW_RATE, START_RATE = 1e-3, 3e-4  # learning rates of a new model, and of one that goes on from another
 
@@ -57,6 +62,40 @@ def _read_metrics(path: Path, up_to: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] <= up_to]
 
 
+@contextlib.contextmanager
+def _interrupts_between_steps(progress: StepProgress) -> Iterator[StepProgress]:
+    """A progress function that raises the first interrupt that has come, so that it never falls into a step.
+
+    A second one falls where it falls.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it hears of none
+        yield progress
+        return
+    asked: list[int] = []
+    known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in known.items() if callable(handler)}  # which would raise
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        restore()
+
+    def told(step: int, fraction: float, loss: float) -> None:
+        progress(step, fraction, loss)
+        if asked:
+            raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield told
+    finally:
+        restore()
+
+
 def train(
     database: str,
     output: str,
@@ -72,7 +111,7 @@ def train(
     batch: int = 32,
     device: str = "cpu",
     every: float = 60.0,
-    progress: Callable[[int, float, float], None] = lambda step, fraction, loss: None,
+    progress: StepProgress = lambda step, fraction, loss: None,
     message: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Train denoiser and force field on a database; writes the model, ``STEM.metrics.csv`` and ``STEM.loss.png``.
@@ -159,10 +198,11 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the two networks have a thread each
     try:
-        model = trainer.train(
-            dataset, Architecture(), settings, start=begin_with, state=state, device=where, every=every,
-            on_report=keep, on_state=lambda state: save_state(saved, state), progress=progress,
-        )  # fmt: skip
+        with _interrupts_between_steps(progress) as told:
+            model = trainer.train(
+                dataset, Architecture(), settings, start=begin_with, state=state, device=where, every=every,
+                on_report=keep, on_state=lambda state: save_state(saved, state), progress=told,
+            )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     save_picture(loss_curve(metrics), curve_path, dpi=150)

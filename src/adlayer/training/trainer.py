@@ -169,7 +169,8 @@ def train(
     on_state
         Called with what the training can go on from, at the end too.
     progress
-        Called after each step with its number, the fraction done and the loss.
+        Called after each step with its number, the fraction done and the loss. A ``KeyboardInterrupt`` that it raises
+        ends the training after one more state.
 
     Returns
     -------
@@ -208,6 +209,10 @@ def train(
     def elapsed() -> float:
         return before + time.monotonic() - begun
 
+    def state_now() -> TrainingState:
+        weights = (model.state_dict(), average.state_dict(), best.state_dict(), best_scores)
+        return TrainingState(step, elapsed(), *weights, optimizer.state_dict(), state_key(settings, dataset))
+
     with ThreadPoolExecutor(1) as helper:
         networks = kind(model, dataset, kernel, settings, helper)
         while True:
@@ -220,8 +225,7 @@ def train(
                 sums, count = np.zeros(2), 0
                 on_report(best, report)
             if done or count == 0 or time.monotonic() - last > every:
-                weights = (model.state_dict(), average.state_dict(), best.state_dict(), best_scores)
-                on_state(TrainingState(step, elapsed(), *weights, optimizer.state_dict(), state_key(settings, dataset)))
+                on_state(state_now())
                 last = time.monotonic()
             if done:
                 return best
@@ -229,7 +233,11 @@ def train(
                 group["lr"] = _rate(settings, step, elapsed())
             sums += _step(networks, average, optimizer, settings, step)
             step, count = step + 1, count + 1
-            progress(step, settings.fraction(step, elapsed()), float(sums[0] / count))
+            try:
+                progress(step, settings.fraction(step, elapsed()), float(sums[0] / count))
+            except KeyboardInterrupt:
+                on_state(state_now())
+                raise
 
 
 def _keep_best(best: Model, scores: dict[str, float], average: Model, report: Report) -> dict[str, float]:
