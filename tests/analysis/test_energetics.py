@@ -9,11 +9,11 @@ from adlayer.analysis.energetics import (
     SurfacePhase,
     area,
     bare_substrate,
-    cell_key,
     check_one_substrate,
     compound_limit,
     corrected_potential,
     differential_adsorption_energies,
+    lattice_shape,
     lowest_of_each,
     overlayer_counts,
     surface_phase,
@@ -135,10 +135,18 @@ def test_lowest_of_each_formula_and_cell():
     low, high, other = (adlayer_on("p(2x2)", "O", e) for e in (-2.0, -1.0, -3.0))
     turned = adlayer_on("[[2,0],[-2,2]]", "O", -1.5)  # p(2x2) by other vectors
     larger = adlayer_on("p(3x2)", "O", -9.0)
-    assert cell_key(turned) == cell_key(low) != cell_key(larger)
+    np.testing.assert_allclose(lattice_shape(turned), lattice_shape(low))
+    assert np.abs(lattice_shape(larger) - lattice_shape(low)).max() > 1.0
     kept = lowest_of_each([high, low, turned, larger])
     assert sorted(a.get_potential_energy() for a in kept) == [-9.0, -2.0]
     assert lowest_of_each([low, other])[0] is other
+    pair = []
+    for length in (5.9499, 5.9501):  # Å, which a rounding to 0.1 Å would tell apart
+        pair.append(low.copy())
+        pair[-1].set_cell(low.cell * (length / np.linalg.norm(low.cell[0])), scale_atoms=True)
+        pair[-1].calc = SinglePointCalculator(pair[-1], energy=-length)
+    (kept,) = lowest_of_each(pair)
+    assert kept is pair[1]
     other.calc = None
     with pytest.raises(UserError, match="structure 1 has no energy"):
         lowest_of_each([low, other])

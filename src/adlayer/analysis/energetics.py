@@ -35,6 +35,8 @@ from adlayer.errors import UserError
 from adlayer.structures.placement import overlayer_formula
 from adlayer.structures.substrate import fixed_mask
 
+_SAME_LATTICE = 0.1  # Å of the lengths, 0.01 of the cosine
+
 
 @dataclass(frozen=True)
 class SurfacePhase:
@@ -114,11 +116,11 @@ def bare_substrate(atoms: Atoms) -> Atoms:
     return slab
 
 
-def cell_key(atoms: Atoms) -> tuple[float, ...]:
-    """Equal for cells of the same lattice in the plane: reduced lengths and the absolute cosine, rounded."""
+def lattice_shape(atoms: Atoms) -> np.ndarray:
+    """What a lattice in the plane is known by (3,): reduced lengths in Å and ten times the absolute cosine."""
     u, v = reduce_basis(atoms.cell.array[:2, :2])
-    cosine = abs(float(u @ v)) / float(np.linalg.norm(u) * np.linalg.norm(v))
-    return (round(float(np.linalg.norm(u)), 1), round(float(np.linalg.norm(v)), 1), round(cosine, 2) + 0.0)
+    lengths = np.linalg.norm(u), np.linalg.norm(v)
+    return np.array([*lengths, 10.0 * abs(float(u @ v)) / float(lengths[0] * lengths[1])])
 
 
 def _layers(atoms: Atoms) -> dict[tuple[int, str, bool], float]:
@@ -148,15 +150,22 @@ def lowest_of_each(structures: Sequence[Atoms]) -> list[Atoms]:
     UserError
         If a structure has no finite energy.
     """
-    lowest: dict[tuple[object, ...], tuple[float, Atoms]] = {}
+    phases: dict[tuple[object, ...], list[tuple[np.ndarray, float, Atoms]]] = {}  # of each formula by lattice
     for index, atoms in enumerate(structures):
         energy = potential_energy(atoms)
         if energy is None or not np.isfinite(energy):
             raise UserError(f"structure {index} has no energy: relax the structures first")
-        key = (tuple(overlayer_counts(atoms).items()), len(atoms), cell_key(atoms))
-        if key not in lowest or energy < lowest[key][0]:
-            lowest[key] = (energy, atoms)
-    return [lowest[key][1] for key in sorted(lowest, key=repr)]
+        shape, known = lattice_shape(atoms), phases.setdefault((*overlayer_counts(atoms).items(), len(atoms)), [])
+        same = [k for k, (other, _, _) in enumerate(known) if np.abs(shape - other).max() < _SAME_LATTICE]
+        if not same:
+            known.append((shape, energy, atoms))
+        elif energy < known[same[0]][1]:
+            known[same[0]] = (known[same[0]][0], energy, atoms)
+    return [
+        atoms
+        for key in sorted(phases, key=repr)
+        for _, _, atoms in sorted(phases[key], key=lambda phase: phase[0].round(1).tolist())
+    ]
 
 
 def surface_phase(atoms: Atoms, substrate_energy: float, potentials: Mapping[str, float], label: str) -> SurfacePhase:
