@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 OUTPUT = HERE / "gpu.json"
 TOGETHER = 25_600  # atoms at once where the card shall be full
 TARGETS = {"sample": 1 / 10, "train": 1 / 5}
-REPEATS, LEAST = 9, 3
+REPEATS, LEAST = 9, 5
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Size:
 
     sample: int = 512
     train: tuple[int, ...] = (32, 256)
-    steps: int = 104
-    peer_steps: int = 24
+    steps: int = 204
+    peer_steps: int = 64
     cells: tuple[int, ...] = SIZES
     together: int = TOGETHER
     search: int = 512
