@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Select, Session, verb
+from adlayer.cli.verbs import Select, Session, counted, verb
 
 
 @verb("adlayer classify study.db -o table.csv")
@@ -32,5 +32,6 @@ def classify(
     session.wrote(output)
     found = summary(rows)
     groups = ", ".join(f"{n} {name}" for name, n in found["plane_groups"].items())
-    session.say(f"{found['n']} structures, {found['n_unique']} unique, {found['n_motifs']} motifs; {groups}")
+    number, motifs = counted(found["n"], "structure"), counted(found["n_motifs"], "motif")
+    session.say(f"{number}, {found['n_unique']} unique, {motifs}; {groups}")
     return found

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Calculator, Executor, Fmax, MaxSteps, Output, Select, Session, Workers, verb
+from adlayer.cli.verbs import Calculator, Executor, Fmax, MaxSteps, Output, Select, Session, Workers, counted, verb
 
 
 @verb('adlayer search substrate.extxyz --formula "Ag4O2 Ag5O2" -n 20 --calculator sevennet --db search.db')
@@ -50,9 +50,8 @@ def search(
         )
     session.wrote(database)
     session.n_force_calls = summary.n_force_calls
-    session.say(
-        f"{database}: {summary.n} structures, {summary.n_converged} converged, {summary.n_force_calls} force calls"
-    )
+    number = counted(summary.n, "structure")
+    session.say(f"{database}: {number}, {summary.n_converged} converged, {summary.n_force_calls} force calls")
     for overlayer, energy in summary.lowest.items():
         session.say(f"  {overlayer}: lowest {energy:.3f} eV")
     return {"n": summary.n, "n_converged": summary.n_converged, "lowest": summary.lowest}
@@ -94,7 +93,8 @@ def relax(
     energies = [float(atoms.calc.results.get("energy", math.nan)) for atoms in relaxed]
     n_converged = sum(bool(row["converged"]) for row in rows)
     session.n_force_calls = sum(row["n_force_calls"] for row in rows)
-    session.say(f"{output}: {len(rows)} structures, {n_converged} converged, {session.n_force_calls} force calls")
+    number = counted(len(rows), "structure")
+    session.say(f"{output}: {number}, {n_converged} converged, {session.n_force_calls} force calls")
     finite = [energy for energy in energies if math.isfinite(energy)]
     if finite:
         session.say(f"  energies {min(finite):.3f} to {max(finite):.3f} eV")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Select, Session, verb
+from adlayer.cli.verbs import Select, Session, counted, verb
 
 Sources = Annotated[list[str], typer.Argument(metavar="IN …", help="Structure files, databases or references.")]
 Picture = Annotated[str, typer.Option("-o", "--output", help="Picture to write: .png, .pdf or .svg.")]
@@ -30,7 +30,7 @@ def picture(
 
     structures = study.picture(sources, output, select=select, index=index)
     session.wrote(output)
-    session.say(f"{output}: {len(structures)} structures")
+    session.say(f"{output}: {counted(len(structures), 'structure')}")
     return {"n": len(structures)}
 
 
@@ -81,5 +81,5 @@ def stm(
     corrugation = [float(image.values.max() - image.values.min()) for image in images]
     for image, value in zip(images, corrugation, strict=True):
         session.say(f"{image.model}: corrugation {value:.3g}" + (" Å" if image.mode == "current" else ""))
-    session.say(f"{output}: {len(images)} images")
+    session.say(f"{output}: {counted(len(images), 'image')}")
     return {"n": len(images), "mode": mode, "corrugation": corrugation}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Device, Output, Session, Workers, verb
+from adlayer.cli.verbs import Device, Output, Session, Workers, counted, verb
 
 
 @verb('adlayer train search.db -o model.safetensors --time 1h --select "dE<1.5"')
@@ -133,7 +133,7 @@ def generate(
         session.wrote_structures(path)
     result.pop("structures")
     session.say(
-        f"{output}: {result['n']} structures of {result['formula']}, {result['cpu_s'] / n:.2f} CPU s each "
+        f"{output}: {counted(result['n'], 'structure')} of {result['formula']}, {result['cpu_s'] / n:.2f} CPU s each "
         "(energies are the learned force field's)"
     )
     return result
@@ -165,7 +165,7 @@ def report(
         result = study.report(sources, output, reference_name=reference, title=title, phases=phases, progress=progress)
     for path in result.pop("outputs"):
         session.wrote(path)
-    session.say(f"{result['report']}: {result['n']} structures")
+    session.say(f"{result['report']}: {counted(result['n'], 'structure')}")
     return result
 
 

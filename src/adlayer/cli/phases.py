@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adlayer.cli.verbs import Select, Session, verb
+from adlayer.cli.verbs import Select, Session, counted, verb
 
 
 @verb("adlayer phases search.db study.db --bulk Ag2O.cif -o diagram")
@@ -54,7 +54,8 @@ def phases(
         )
     for path in result.pop("outputs"):
         session.wrote(path)
-    session.say(f"{result['n']} structures, {result['n_phases']} phases; stable from low to high Δμ({varied}):")
+    number, n_phases = counted(result["n"], "structure"), counted(result["n_phases"], "phase")
+    session.say(f"{number}, {n_phases}; stable from low to high Δμ({varied}):")
     for phase in result["stable"]:
         low, high = (f"{x:+.2f}" if x is not None else "…" for x in phase["stable"])
         session.say(f"  {phase['label']}: {low} to {high} eV")

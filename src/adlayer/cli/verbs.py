@@ -92,6 +92,15 @@ class Session:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def counted(n: int, noun: str) -> str:
+    """How many of what.
+
+    >>> counted(1, "structure"), counted(2, "structure")
+    ('1 structure', '2 structures')
+    """
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
 def _tenths(label: str) -> Progress:
     """Progress for a log: a line on stderr whenever another tenth is done."""
     told = -1
