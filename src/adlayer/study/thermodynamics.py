@@ -366,6 +366,10 @@ def phases(
             raise UserError(f"{name} range {low:g} {high:g} is empty: give two numbers above zero, the lower one first")
     given = parse_references(references)
     structures = finished_structures([sources] if isinstance(sources, str | os.PathLike) else list(sources), select)
+    there = {overlayer_formula(atoms) for atoms in structures}
+    for name in mark:
+        if name.partition(" ")[0] not in there:
+            raise UserError(f"{name} to mark is none of the phases: give one of {', '.join(sorted(there))}")
     specification = backend_specification(structures[0].info["row"]["calculator"], calculator)
     folder = Path(output)
     study = study_phases(
