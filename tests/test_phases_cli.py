@@ -147,7 +147,7 @@ MISTAKES = {
     "model without a file": ([{"name": "model"}], ["other.db"], "--calculator model:PATH"),
     "bad reference": ([], ["relaxed.db", "--reference", "O:-4.9"], 'write it like "O=-4.9"'),
     "element that is not there": ([], ["relaxed.db", "--varied", "N"], "no overlayer holds N"),
-    "phase that is not there": ([], ["relaxed.db", "--mark", "Ag99"], "Ag99 to mark is none of the phases: give one of"),
+    "phase that is not there": ([], ["relaxed.db", "--mark", "Ag99"], "Ag99 to mark is none of the phases"),
     "no relaxed structure": ([], ["bare.extxyz"], "run adlayer relax or search first"),
     "range backwards": ([], ["relaxed.db", "--temperatures", "900", "300"], "temperature range 900 300 is empty"),
     "no pressure": ([], ["relaxed.db", "--pressures", "0", "1"], "pressure range 0 1 is empty"),
