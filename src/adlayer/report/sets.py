@@ -64,7 +64,9 @@ def _success(sets: Sets, levels: Mapping[str, float]) -> Figure | None:
     one_system = len({(a.get_chemical_formula(), round(a.cell.areas()[2], 1)) for s in sets.values() for a in s}) == 1
     energies = {name: _energies(structures, levels) for name, structures in sets.items()}
     calls = {name: row_values(structures, "n_force_calls") for name, structures in sets.items()}
-    complete = all(len(energies[name]) == len(calls[name]) == len(s) > 0 for name, s in sets.items())
+    complete = all(
+        len(energies[name]) == len(calls[name]) == len(s) and calls[name].sum() > 0 for name, s in sets.items()
+    )
     if not one_system or not complete or not any((values <= WITHIN).any() for values in energies.values()):
         return None
     budget = max(float(values.sum()) for values in calls.values())
