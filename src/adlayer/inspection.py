@@ -16,6 +16,7 @@ from adlayer.analysis.records import potential_energy
 from adlayer.errors import UserError
 from adlayer.structures.placement import closest_contact, overlayer_formula
 from adlayer.structures.store import backend_text, is_database, read_structures
+from adlayer.structures.substrate import has_plane_cell
 
 OVERLAP = 0.5
 """Distance over the sum of covalent radii below which two atoms overlap."""
@@ -66,7 +67,7 @@ def structure_problems(atoms: Atoms) -> list[str]:
         problems.append("no substrate (tags 1, 2, …)")
     if window_of(atoms) is None:
         problems.append("no confinement window")
-    if abs(np.linalg.det(atoms.cell.array[:2, :2])) < 1e-6:
+    if not has_plane_cell(atoms):
         problems.append("no cell in the plane")
     elif (contact := closest_contact(atoms)) is not None and contact[2] < OVERLAP:
         problems.append("overlapping atoms")

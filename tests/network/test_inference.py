@@ -152,7 +152,7 @@ def test_an_atom_that_is_lost_harms_no_other_structure(value: float, slab: Slab)
 
 def test_a_fast_network_goes_when_it_is_not_held(slab: Callable[..., Atoms]) -> None:
     """At once: with a cycle it, and on a GPU its graphs, would keep their memory until the next search for cycles."""
-    batch = to_batch([slab(0)], torch.float32)
+    batch = _batch(slab, torch.float32)
     networks = [fast_denoiser(_denoiser(torch.float32)), fast_force_field(_force_field(torch.float32))]
     _score(networks[0], batch)
     networks[1](batch)

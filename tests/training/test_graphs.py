@@ -86,8 +86,8 @@ def test_what_fills_up_weighs_nothing(kernel: str, dataset: Dataset, tiny: Archi
         expected = _gradients(model, dataset, settings, step, None)
         assert _differ(_gradients(model, dataset, settings, step, networks), expected) < 1e-4
     if not torch.cuda.is_available():
-        assert not networks.graphs._denoiser.works
-        assert not networks.graphs._force_field.works
+        assert not networks.graphs.denoiser.works
+        assert not networks.graphs.force_field.works
 
 
 @pytest.mark.skipif(
@@ -126,7 +126,7 @@ def test_replays_are_of_their_own_inputs(dataset: Dataset, tiny: Architecture, m
     for step in (0, 1, 2, 0, 1, 2):
         expected = _gradients(model, dataset, SETTINGS, step, None)
         assert _differ(_gradients(model, dataset, SETTINGS, step, networks), expected) < 1e-4
-    assert networks.graphs._denoiser.works
+    assert networks.graphs.denoiser.works
     assert 2 <= _Pretended.made <= 6
 
 
@@ -165,7 +165,7 @@ def test_a_graph_that_is_wrong_is_not_used(
     expected = _gradients(model, dataset, SETTINGS, 0, None)
     with pytest.warns(UserWarning, match="one gives other gradients"):
         assert _differ(_gradients(model, dataset, SETTINGS, 0, networks), expected) < 1e-4
-    assert not networks.graphs._denoiser.works
+    assert not networks.graphs.denoiser.works
     assert _differ(_gradients(model, dataset, SETTINGS, 0, networks), expected) < 1e-4
 
 
@@ -288,6 +288,6 @@ def test_real_graphs(kernel: str, dataset: Dataset, tiny: Architecture, monkeypa
         for step in (0, 1, 2, 0, 1, 2):
             expected = _gradients(model, dataset, settings, step, None)
             assert _differ(_gradients(model, dataset, settings, step, networks), expected) < 1e-3
-    assert networks.graphs._denoiser.works
-    assert networks.graphs._force_field.works
+    assert networks.graphs.denoiser.works
+    assert networks.graphs.force_field.works
     assert len(replayed) >= 6

@@ -36,11 +36,9 @@ def train(
     given again; a finished model learns from new data with --start.
     """
     from adlayer import study
-    from adlayer.study.training import TRAINING_STEPS
+    from adlayer.study.training import in_steps
 
-    if steps is None and time is None:
-        steps = TRAINING_STEPS
-    with session.progress("train" if steps else "train, %") as progress:
+    with session.progress("train, %" if time and not steps else "train") as progress:
         result = study.train(
             database,
             output,
@@ -53,7 +51,7 @@ def train(
             seed=session.seed,
             batch=batch,
             device=device,
-            progress=lambda step, fraction, loss: progress(*((step, steps) if steps else (round(100 * fraction), 100))),
+            progress=in_steps(progress, steps, time),
             message=session.say,
         )
     for path in result.pop("outputs"):

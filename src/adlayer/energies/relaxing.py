@@ -149,7 +149,6 @@ def relax_into_database(
     list of ase.Atoms
         All of them, in the order of the input, as the database holds them.
     """
-    check_criterion(fmax)
     tasks = _tasks(structures, calculator, fmax, max_steps)
     done = {row.get("task") for row in database.select("stage=relaxed", include_data=False)}
     todo = [k for k, task in enumerate(tasks) if task not in done]

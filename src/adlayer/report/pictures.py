@@ -26,6 +26,7 @@ from matplotlib.patheffects import withStroke
 from adlayer.errors import UserError
 from adlayer.report.figures import _INK, _SCALE, _figure, draw_structure, structure_legend
 from adlayer.structures.store import check_writable, replacing
+from adlayer.structures.substrate import has_plane_cell
 
 SUFFIXES = (".png", ".pdf", ".svg")
 Window = tuple[np.ndarray, np.ndarray]
@@ -107,7 +108,7 @@ def picture_sheet(structures: Sequence[Atoms], titles: Sequence[str] = (), width
     if not structures:
         raise UserError("there are no structures to draw: give at least one, and an index that is there")
     for number, atoms in enumerate(structures):
-        if abs(np.linalg.det(atoms.cell.array[:2, :2])) < 1e-6:
+        if not has_plane_cell(atoms):
             raise UserError(
                 f"structure {number} has no cell in the plane, so that there is nothing to repeat: give one"
             )

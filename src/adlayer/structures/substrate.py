@@ -164,7 +164,7 @@ def prepare_substrate(
     """
     if len(slab) == 0:
         raise UserError("the slab holds no atoms: give a file with a crystal surface")
-    if abs(np.linalg.det(slab.cell[:2, :2])) < 1e-6:
+    if not has_plane_cell(slab):
         raise UserError("the slab has no cell in the plane: give a file with two lattice vectors in x and y")
     slab = slab.copy()
     slab.set_constraint()
@@ -203,6 +203,11 @@ def prepare_substrate(
     return substrate
 
 
+def has_plane_cell(atoms: Atoms) -> bool:
+    """Whether the first two cell vectors span the plane of x and y."""
+    return abs(float(np.linalg.det(atoms.cell.array[:2, :2]))) >= 1e-6
+
+
 def fixed_mask(atoms: Atoms) -> np.ndarray:
     """Mask (n,) of the atoms under ``FixAtoms``."""
     mask = np.zeros(len(atoms), dtype=bool)
@@ -222,7 +227,7 @@ def check_substrate(atoms: Atoms) -> None:
     """
     if not np.any(atoms.get_tags() >= 1):
         raise UserError("the structure has no substrate: tag its layers 1, 2, … from the top (overlayer atoms 0)")
-    if abs(np.linalg.det(atoms.cell[:2, :2])) < 1e-6:
+    if not has_plane_cell(atoms):
         raise UserError("the substrate has no cell in the plane: give two lattice vectors in x and y")
     given = atoms.info.get("confinement")
     try:

@@ -254,8 +254,8 @@ def generate_to(
     model: str, substrate: str, output: str, *, trajectory: str | None = None, **arguments: Any
 ) -> dict[str, Any]:
     """Generate into a structure file or database, see :func:`generate_into`; adds ``outputs``."""
-    given = [Path(name).resolve() for name in (output, trajectory, substrate, model) if name is not None]
-    if len(set(given)) < len(given):
+    files = [Path(name).resolve() for name in (output, trajectory, substrate, model) if name is not None]
+    if len(set(files)) < len(files):
         raise UserError(f"output {output} or the trajectory is one of the other files: give names of their own")
     bare = read_substrate(substrate)
     check_layers(substrate, [bare])

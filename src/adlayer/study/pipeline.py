@@ -23,7 +23,7 @@ from adlayer.structures.placement import expand_range
 from adlayer.structures.store import check_writable, connect, read_structures, write_structures, write_text
 from adlayer.study.learning import generate_into, given, sampling_settings
 from adlayer.study.reporting import Judgement, judge
-from adlayer.study.training import train
+from adlayer.study.training import in_steps, train
 
 STAGES = ("search", "train", "generate", "relax", "report")
 DEMO_MODEL = "ag-o.safetensors"
@@ -117,11 +117,11 @@ def _train(study: Study, reporter: Reporter) -> dict[str, Any]:
         return {"trained_before": True, "outputs": [str(model)]}
     write_text(record, _BEGUN + wanted)  # what lies there now is not the model of this study
     table = study.train
-    with reporter.progress("train") as progress:
+    with reporter.progress("train, %" if table.time and not table.steps else "train") as progress:
         result = train(
             str(directory / "study.db"), str(model), rows="stage=search", select=table.select, repeat=table.repeat,
             time=table.time, steps=table.steps, batch=table.batch, seed=study.seed, message=reporter.say,
-            progress=lambda step, fraction, loss: progress(round(1000 * fraction), 1000),
+            progress=in_steps(progress, table.steps, table.time),
         )  # fmt: skip
     write_text(record, wanted)
     return result

@@ -270,16 +270,17 @@ def match(
     """
     from adlayer.analysis import matching
 
-    target = load_reference(reference)
-    if isinstance(reference, str | os.PathLike) and Path(reference).is_file():
-        n = len(load_structures(reference))
-        if n > 1:
-            raise UserError(f"reference {reference} holds {n} structures: give a file with one")
+    if not isinstance(reference, Atoms) and str(reference) not in reference_names() and Path(reference).is_file():
+        targets = load_structures(reference)
+    else:
+        targets = [load_reference(reference)]
+    if len(targets) > 1:
+        raise UserError(f"reference {reference} holds {len(targets)} structures: give a file with one")
     check_selection(select, [source])
     structures = load_structures(source, select)
-    check_layers(reference, [target])
+    check_layers(reference, targets)
     check_layers(source, structures)
-    return structures, matching.match(structures, target, tolerance=tolerance, lateral=not heights)
+    return structures, matching.match(structures, targets[0], tolerance=tolerance, lateral=not heights)
 
 
 def compare(

@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from adlayer.errors import UserError
+from adlayer.progress import Progress
 from adlayer.structures.store import check_writable, connect, is_database, rows_in_order, write_csv
 
 StepProgress = Callable[[int, float, float], None]
 """Called with a step's number, the fraction done and the loss."""
 TRAINING_STEPS = 10_000  # unless steps or time are given
 NEW_RATE, START_RATE = 1e-3, 3e-4  # learning rates of a new model, and of one that goes on from another
+
+
+def in_steps(progress: Progress, steps: int | None, time: str | None) -> StepProgress:
+    """Progress in steps where their number is known, else in percent; arguments as for :func:`train`."""
+    total = TRAINING_STEPS if steps is None and time is None else steps
+    return lambda step, fraction, loss: progress(round(100 * fraction), 100) if total is None else progress(step, total)
 
 
 def read_seconds(text: str) -> float:

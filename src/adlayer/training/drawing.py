@@ -52,15 +52,15 @@ def blocks(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
     On an accelerator :data:`DEVICE_BLOCK_ATOMS`: fewer leave it idle, more may not fit into its memory.
     """
     limit = BLOCK_ATOMS if device.type == "cpu" else DEVICE_BLOCK_ATOMS
-    blocks: list[list[Item]] = []
+    made: list[list[Item]] = []
     room = 0
     for item in items:
         room -= len(item.numbers)
         if room < 0:
-            blocks.append([])
+            made.append([])
             room = limit - len(item.numbers)
-        blocks[-1].append(item)
-    return blocks
+        made[-1].append(item)
+    return made
 
 
 @dataclass(frozen=True)

@@ -171,19 +171,11 @@ class Graphs:
     def __init__(self, model: Model, kernel: Kernel) -> None:
         self.model, self.kernel = model, kernel
         self._alone = Lock()  # who uses the device in a way that recording would not bear, or records
-        self._denoiser = Gradients(self._denoising_loss, list(model.denoiser.parameters()), self._alone)
-        self._force_field = Gradients(self._force_field_loss, list(model.force_field.parameters()), self._alone)
+        self.denoiser = Gradients(self._denoising_loss, list(model.denoiser.parameters()), self._alone)
+        self.force_field = Gradients(self._force_field_loss, list(model.force_field.parameters()), self._alone)
         self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         self._baseline = torch.zeros(119, dtype=torch.float64)  # eV of an atom of each atomic number
         self._baseline[torch.tensor(model.card.numbers)] = model.force_field.baseline.cpu()
-
-    def denoiser(self, inputs: Inputs) -> Tensor:
-        """The loss of the denoiser."""
-        return self._denoiser(inputs)
-
-    def force_field(self, inputs: Inputs) -> Tensor:
-        """The loss of the force field."""
-        return self._force_field(inputs)
 
     def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Inputs:
         """Prepares :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
