@@ -114,7 +114,8 @@ class Gradients:
 
     def _plain(self, inputs: Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         loss = self.loss(inputs)
-        return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), tuple(x if x is None else x.contiguous() for x in found)  # as the optimiser asks
 
     def _made(self, key: Any, inputs: Inputs, loss: Tensor, gradients: tuple[Tensor | None, ...]) -> bool:
         """Make a graph for inputs of these sizes; whether it gives what PyTorch's operations gave."""
