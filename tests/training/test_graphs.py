@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ from adlayer.training import trainer
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset
 from adlayer.training.gradients import NetworksOnGpu, denoiser_gradients, force_field_gradients
-from adlayer.training.graphs import Graphs, filled, filled_edges, round_size
+from adlayer.training.graphs import Graphs, filled, filled_pairs, round_size
 from adlayer.training.losses import collate
 from adlayer.training.settings import Settings, make_kernel
 from adlayer.training.trainer import make_model, train
@@ -45,13 +45,15 @@ def _gradients(
     model: Model, dataset: Dataset, settings: Settings, step: int, networks: NetworksOnGpu | None
 ) -> list[Tensor]:
     """Both losses and the gradients of all parameters in one step, by graphs or without."""
-    model.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=networks is None)
     if networks is None:
         score = denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step)
         force = force_field_gradients(model, dataset, settings, step)
     else:
         score, force = networks.gradients(step)
-    return [torch.tensor([score, force]), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+    none = torch.zeros(())
+    gradients = [none if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return [torch.tensor([score, force]), *gradients]
 
 
 def _differ(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -66,14 +68,15 @@ class _Pretended:
 
     made = 0
 
-    def __init__(self, function: object, inputs: module.Inputs, pool: object) -> None:
+    def __init__(self, function: Callable[[module.Inputs], Tensor], inputs: module.Inputs, pool: object) -> None:
         _Pretended.made += 1
-        self.function, self.inputs = function, {name: x.clone() for name, x in inputs.items()}
+        self.function = function
+        self.inputs = replace(inputs, block=inputs.block.clone(), pairs=inputs.pairs.clone())
 
-    def __call__(self, inputs: module.Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        for name, there in self.inputs.items():
-            there.copy_(inputs[name])
-        return self.function(self.inputs)  # type: ignore[operator, no-any-return]
+    def __call__(self, inputs: module.Inputs) -> Tensor:
+        self.inputs.block.copy_(inputs.block)
+        self.inputs.pairs.copy_(inputs.pairs)
+        return self.function(self.inputs)
 
 
 @pytest.mark.parametrize("kernel", ["exact", "paper"])
@@ -154,9 +157,11 @@ def test_a_graph_that_is_wrong_is_not_used(
     dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Wrong(_Pretended):
-        def __call__(self, inputs: module.Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            loss, gradients = super().__call__(inputs)
-            return loss, tuple(None if g is None else 1.01 * g for g in gradients)
+        def __call__(self, inputs: module.Inputs) -> Tensor:
+            loss = super().__call__(inputs)
+            for parameter in self.function.__self__.parameters:  # of its own network
+                parameter.grad *= 1.01
+            return loss
 
     monkeypatch.setattr(module, "_Graph", Wrong)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
@@ -178,9 +183,12 @@ def test_batches_and_edges_have_round_sizes(dataset: Dataset) -> None:
     assert whole.n_structures == batch.n_structures + 1
     assert torch.equal(whole.positions[: len(batch.numbers)], batch.positions)
     edges = neighbours(batch, 5.0)
-    more = filled_edges(edges, n)
-    assert len(more["receiver"]) == 2 * round_size(edges.n_pairs)
-    added = more["receiver"][edges.n_pairs : round_size(edges.n_pairs)]
+    more = module.Inputs(torch.empty(0), (), filled_pairs(edges, n)).edges(edges.shift.dtype)
+    assert more.n_pairs == round_size(edges.n_pairs)
+    for there, theirs in ((more.receiver, edges.receiver), (more.sender, edges.sender), (more.shift, edges.shift)):
+        for way in (0, 1):
+            assert torch.equal(there.chunk(2)[way][: edges.n_pairs], theirs.chunk(2)[way])
+    added = more.receiver[edges.n_pairs : more.n_pairs]
     counts = torch.bincount(added, minlength=n)
     assert int(counts.max() - counts.min()) <= 1  # no atom has to wait for another's
 
@@ -224,7 +232,7 @@ def test_what_is_recorded_never_waits(
     """On a pretended device, with another message in place of that of the kernels."""
     model, recorded = _recorded(dataset, replace(tiny, lift=1.1), replace(SETTINGS, kernel=kernel), monkeypatch)
     assert len(recorded) == len(list(model.parameters()))
-    assert sum(g is not None for g in recorded) > 20
+    assert sum(bool(g.any()) for g in recorded) > 20
 
 
 @pytest.mark.parametrize("name", ["rows of the overlayer", "a table on the host"])
@@ -243,18 +251,16 @@ def test_what_would_wait_is_seen(
 
 def _recorded(
     dataset: Dataset, size: Architecture, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Model, list[Tensor | None]]:
-    """A model and the gradients of its losses."""
+) -> tuple[Model, list[Tensor]]:
+    """A model and the gradients of its losses, zeros where there are none."""
     monkeypatch.setattr(painn, "device_ends", _Ends)
     monkeypatch.setattr(painn.Message, "apply", _message)
-    recorded: list[Tensor | None] = []
+    known = module.Gradients._plain
 
-    def plain(self: module.Gradients, inputs: module.Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def plain(self: module.Gradients, inputs: module.Inputs) -> Tensor:
         self.loss(inputs)  # what is done once, is done now
         with _Recording():
-            loss = self.loss(inputs)
-            recorded.extend(torch.autograd.grad(loss, self.parameters, allow_unused=True))
-        return loss.detach(), tuple(recorded[-len(self.parameters) :])
+            return known(self, inputs)
 
     monkeypatch.setattr(module.Gradients, "_plain", plain)
     with accelerator() as device:
@@ -266,7 +272,7 @@ def _recorded(
             graphs.for_denoiser(batch, torch.tensor([0.1, 2.0]), torch.full((2, 2), 0.1), torch.zeros(n, 3))
         )
         graphs.force_field(graphs.for_force_field(dataset.frames[:2]))
-    return model, recorded
+    return model, [p.grad for p in model.parameters()]
 
 
 @contextmanager

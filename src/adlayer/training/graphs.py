@@ -10,6 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from math import prod
 from threading import Lock
 from typing import Any
 
@@ -27,10 +29,45 @@ from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate_frames, hub
 _STEPS = 8  # round sizes between a power of two and the next
 _APART = 1000.0  # Å, between atoms that fill up; lattice steps, of pairs that do
 _GRAPHS = 64  # at most, one for each combination of sizes
+_ALIGNED = 16  # bytes, at multiples of which tensors begin in a block
 _TOLERANCE = 1e-3  # of the largest gradient of a parameter, in single precision
 
-Inputs = dict[str, Tensor]
-"""All that a loss is given, on the device: a filled batch, its edges, and what is compared."""
+Loss = float | Tensor  # without dimensions
+Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+"""Name, type and shape of each tensor in a block of bytes, in turn."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a loss is given, on one device: tensors of a filled batch and of what is compared, and pairs."""
+
+    block: Tensor
+    layout: Layout
+    pairs: Tensor  # (4 P,) first atoms, second atoms, shifts
+
+    def edges(self, dtype: torch.dtype) -> Edges:
+        """The pairs, both ways."""
+        n = len(self.pairs) // 4
+        (first, second), shift = self.pairs[: 2 * n].view(2, n), self.pairs[2 * n :].view(n, 2).to(dtype)
+        receiver, sender = torch.cat([first, second]), torch.cat([second, first])
+        return Edges(receiver, sender, torch.cat([shift, -shift]), paired=True)
+
+
+def packed(tensors: dict[str, Tensor]) -> tuple[Tensor, Layout]:
+    """Tensors on the host in one block, so that one copy takes them to a device."""
+    raw = [x.contiguous().numpy().tobytes() for x in tensors.values()]
+    block = torch.frombuffer(bytearray(b"".join(x + bytes(-len(x) % _ALIGNED) for x in raw)), dtype=torch.uint8)
+    return block, tuple((name, x.dtype, tuple(x.shape)) for name, x in tensors.items())
+
+
+def unpacked(block: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The tensors in a block, by name."""
+    found, begin = {}, 0
+    for name, kind, shape in layout:
+        end = begin + prod(shape) * kind.itemsize
+        found[name] = block[begin:end].view(kind).view(shape)
+        begin = -(-end // _ALIGNED) * _ALIGNED
+    return found
 
 
 def round_size(n: int) -> int:
@@ -65,34 +102,24 @@ def filled(batch: Batch) -> Batch:
     )
 
 
-def filled_edges(edges: Edges, n_atoms: int) -> Inputs:
-    """Edges of a filled batch of so many atoms in a round number of pairs: atoms in turn with their images far away."""
+def filled_pairs(edges: Edges, n_atoms: int) -> Tensor:
+    """The pairs of a filled batch of so many atoms, a round number: more are atoms in turn with their images far away."""
     n = edges.n_pairs
     more = round_size(n) - n
     atoms = torch.arange(more, device=edges.receiver.device) % n_atoms  # a kernel goes through an atom's edges in turn
-    far = edges.shift.new_full((more, 2), _APART)
-    receiver, sender = torch.cat([edges.receiver[:n], atoms]), torch.cat([edges.sender[:n], atoms])
-    shift = torch.cat([edges.shift[:n], far])
-    return {
-        "receiver": torch.cat([receiver, sender]),
-        "sender": torch.cat([sender, receiver]),
-        "shift": torch.cat([shift, -shift]),
-    }
-
-
-def batch_of(inputs: Inputs) -> tuple[Batch, Edges]:
-    """The batch and the edges among inputs."""
-    batch = Batch(**{name: inputs[name] for name in ("numbers", "positions", "tags", "batch", "cell", "window")})
-    return batch, Edges(inputs["receiver"], inputs["sender"], inputs["shift"], paired=True)
+    far = atoms.new_full((2 * more,), _APART)
+    return torch.cat([edges.receiver[:n], atoms, edges.sender[:n], atoms, edges.shift[:n].flatten().long(), far])
 
 
 class Gradients:
-    """Gradients of ``loss(inputs)`` in parameters, put into their ``grad``."""
+    """Gradients of ``loss(inputs)`` in a network's parameters, put in the place of those that are there (``grad``)."""
 
     def __init__(
-        self, loss: Callable[[Inputs], Tensor], parameters: list[nn.Parameter], undisturbed: AbstractContextManager[Any]
+        self, loss: Callable[[Inputs], Tensor], network: nn.Module, undisturbed: AbstractContextManager[Any]
     ) -> None:
-        self.loss, self.parameters, self.undisturbed = loss, parameters, undisturbed
+        self.loss, self.parameters, self.undisturbed = loss, list(network.parameters()), undisturbed
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None  # memory that graphs have in common, for one runs at a time
         self.works = True
@@ -100,36 +127,38 @@ class Gradients:
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The loss."""
-        key = tuple((name, tuple(x.shape)) for name, x in sorted(inputs.items()))
+        key = inputs.layout, len(inputs.pairs)
         graph = self._graphs.get(key)
         if graph is not None and self.works:
-            loss, gradients = graph(inputs)
-        else:
-            loss, gradients = self._plain(inputs)
-            if self.works and len(self._graphs) < _GRAPHS:
-                self.works = self._made(key, inputs, loss, gradients)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            return graph(inputs)
+        loss = self._plain(inputs)
+        if self.works and len(self._graphs) < _GRAPHS:
+            self.works = self._made(key, inputs, loss)
         return loss
 
-    def _plain(self, inputs: Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def _plain(self, inputs: Inputs) -> Tensor:
         loss = self.loss(inputs)
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        return loss.detach(), tuple(x if x is None else x.contiguous() for x in found)  # as the optimiser asks
+        pairs = [(p.grad, x) for p, x in zip(self.parameters, found, strict=True) if x is not None]
+        torch._foreach_copy_([there for there, _ in pairs], [x for _, x in pairs])
+        return loss.detach()
 
-    def _made(self, key: Any, inputs: Inputs, loss: Tensor, gradients: tuple[Tensor | None, ...]) -> bool:
+    def _made(self, key: Any, inputs: Inputs, loss: Tensor) -> bool:
         """Make a graph for inputs of these sizes; whether it gives what PyTorch's operations gave."""
+        there = [p.grad for p in self.parameters if p.grad is not None]
+        expected = [x.clone() for x in there]
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             with self.undisturbed:
                 graph = _Graph(self._plain, inputs, self._pool)
-            found, ours = graph(inputs)
+            found = graph(inputs)
         except (RuntimeError, AssertionError) as error:  # the latter without CUDA
             warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
+            torch._foreach_copy_(there, expected)
             return False
         self._graphs[key] = graph
-        pairs = [(found, loss), *((a, b) for a, b in zip(ours, gradients, strict=True) if a is not None)]
-        right = all(b is not None and _close(a, b) for a, b in pairs)
+        right = all(_close(a, b) for a, b in zip([found, *there], [loss, *expected], strict=True))
+        torch._foreach_copy_(there, expected)
         if not right:
             warnings.warn("training goes on without CUDA graphs: one gives other gradients", stacklevel=2)
         return right
@@ -142,10 +171,8 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 class _Graph:
     """A function recorded for inputs of one size each."""
 
-    def __init__(
-        self, function: Callable[[Inputs], tuple[Tensor, tuple[Tensor | None, ...]]], inputs: Inputs, pool: Any
-    ) -> None:
-        self.inputs = {name: x.clone() for name, x in inputs.items()}
+    def __init__(self, function: Callable[[Inputs], Tensor], inputs: Inputs, pool: Any) -> None:
+        self.inputs = replace(inputs, block=inputs.block.clone(), pairs=inputs.pairs.clone())
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -153,13 +180,13 @@ class _Graph:
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
-            self.loss, self.gradients = function(self.inputs)
+            self.loss = function(self.inputs)
 
-    def __call__(self, inputs: Inputs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        for name, there in self.inputs.items():
-            there.copy_(inputs[name])
+    def __call__(self, inputs: Inputs) -> Tensor:
+        self.inputs.block.copy_(inputs.block)
+        self.inputs.pairs.copy_(inputs.pairs)
         self.graph.replay()
-        return self.loss, self.gradients
+        return self.loss
 
 
 class Graphs:
@@ -172,11 +199,25 @@ class Graphs:
     def __init__(self, model: Model, kernel: Kernel) -> None:
         self.model, self.kernel = model, kernel
         self._alone = Lock()  # who uses the device in a way that recording would not bear, or records
-        self.denoiser = Gradients(self._denoising_loss, list(model.denoiser.parameters()), self._alone)
-        self.force_field = Gradients(self._force_field_loss, list(model.force_field.parameters()), self._alone)
-        self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self.denoiser = Gradients(self._denoising_loss, model.denoiser, self._alone)
+        self.force_field = Gradients(self._force_field_loss, model.force_field, self._alone)
+        on_gpu = model.device.type == "cuda"
+        self._stream = torch.cuda.Stream(model.device, priority=-1) if on_gpu else None  # of what is prepared: first
+        self._beside = torch.cuda.Stream(model.device) if on_gpu else None  # of the force field
         self._baseline = torch.zeros(119, dtype=torch.float64)  # eV of an atom of each atomic number
         self._baseline[torch.tensor(model.card.numbers)] = model.force_field.baseline.cpu()
+
+    def both(self, first: Callable[[], Loss], second: Callable[[], Loss]) -> tuple[Loss, Loss]:
+        """What the two give, which need nothing of each other: on a GPU side by side."""
+        if self._beside is None:
+            return first(), second()
+        main = torch.cuda.current_stream()
+        self._beside.wait_stream(main)
+        with torch.cuda.stream(self._beside):
+            other = second()
+        one = first()
+        main.wait_stream(self._beside)
+        return one, other
 
     def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Inputs:
         """Prepares :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
@@ -204,26 +245,31 @@ class Graphs:
         }
         return self._inputs(self.model.force_field, whole, others)
 
-    def _inputs(self, network: Denoiser | ForceField, whole: Batch, others: Inputs) -> Inputs:
-        device = self.model.device
+    def _inputs(self, network: Denoiser | ForceField, whole: Batch, others: dict[str, Tensor]) -> Inputs:
+        block, layout = packed(vars(whole) | others)
         with self._alone, torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            batch = whole.to(device=device)
-            edges = filled_edges(network.edges(batch), len(whole.numbers))
-            inputs = vars(batch) | edges | {name: x.to(device) for name, x in others.items()}
+            block = block.to(self.model.device)
+            pairs = filled_pairs(network.edges(_batch(unpacked(block, layout))), len(whole.numbers))
             if self._stream:
                 self._stream.synchronize()
-        return inputs
+        return Inputs(block, layout, pairs)
 
     def _denoising_loss(self, inputs: Inputs) -> Tensor:
-        batch, edges = batch_of(inputs)
-        drawn = {name: inputs[name] for name in ("sigma", "conditions", "noisy", "clean", "rows", "weight")}
+        given = unpacked(inputs.block, inputs.layout)
+        batch, edges = _batch(given), inputs.edges(given["positions"].dtype)
+        drawn = {name: given[name] for name in ("sigma", "conditions", "noisy", "clean", "rows", "weight")}
         return noised_loss(self.model, self.kernel, batch, edges=edges, **drawn)
 
     def _force_field_loss(self, inputs: Inputs) -> Tensor:
-        energies, forces = self.model.force_field(*batch_of(inputs))
-        energy = (energies - inputs["energies"]) / inputs["counts"]
-        loss = huber(energy, ENERGY_UNIT, inputs["of_energies"])
-        return loss + huber(forces - inputs["forces"], FORCE_UNIT, inputs["of_forces"])
+        given = unpacked(inputs.block, inputs.layout)
+        energies, forces = self.model.force_field(_batch(given), inputs.edges(given["positions"].dtype))
+        energy = (energies - given["energies"]) / given["counts"]
+        loss = huber(energy, ENERGY_UNIT, given["of_energies"])
+        return loss + huber(forces - given["forces"], FORCE_UNIT, given["of_forces"])
+
+
+def _batch(given: dict[str, Tensor]) -> Batch:
+    return Batch(**{name: given[name] for name in ("numbers", "positions", "tags", "batch", "cell", "window")})
 
 
 def _lengthened(x: Tensor, n: int) -> Tensor:

@@ -33,10 +33,12 @@ from adlayer.training.dataset import Dataset, composition_baseline
 from adlayer.training.drawing import conditions, random_windows
 from adlayer.training.gradients import Networks, NetworksOnGpu
 from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate, denoising_loss, force_field_loss
+from adlayer.training.parameters import joined
 from adlayer.training.settings import Settings, make_kernel
 
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # Å
 _LONGEST_GRADIENT = 5.0  # of a network's parameters together
+_STATE = 2  # format: from the second on the optimiser knows each network as one vector
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,15 @@ def train(
     model = make_model(dataset, architecture, settings, start).to(device)
     average = copy.deepcopy(model).eval()
     best, best_scores = copy.deepcopy(average), dict[str, float]()
+    taught = [
+        name
+        for name, data in (("denoiser", settings.batch), ("force_field", settings.force_batch and dataset.frames))
+        if data
+    ]
+    vectors = [joined(getattr(model, name), gradients=True) for name in taught]
+    averages = [joined(getattr(average, name)) for name in taught]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        vectors,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=model.device.type == "cuda",
@@ -231,7 +240,7 @@ def train(
                 return best
             for group in optimizer.param_groups:
                 group["lr"] = _rate(settings, step, elapsed())
-            sums += _step(networks, average, optimizer, settings, step)
+            sums += _step(networks, vectors, averages, optimizer, settings, step)
             step, count = step + 1, count + 1
             try:
                 progress(step, settings.fraction(step, elapsed()), float(sums[0] / count))
@@ -261,22 +270,22 @@ def _keep_best(best: Model, scores: dict[str, float], average: Model, report: Re
 def state_key(settings: Settings, dataset: Dataset) -> str:
     """What must agree for a state to go on: the data and all settings but the length of the training."""
     fixed = asdict(replace(settings, steps=None, seconds=None))
-    return json.dumps({"data": dataset.data_hash, **fixed}, sort_keys=True)
+    return json.dumps({"data": dataset.data_hash, "state": _STATE, **fixed}, sort_keys=True)
 
 
 def _step(
-    networks: Networks, average: Model, optimizer: torch.optim.Optimizer, settings: Settings, step: int
-) -> np.ndarray:
-    """One optimisation step; returns both losses."""
-    model = networks.model
-    optimizer.zero_grad(set_to_none=True)
+    networks: Networks, vectors: list[torch.nn.Parameter], averages: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer, settings: Settings, step: int,
+) -> np.ndarray:  # fmt: skip
+    """One optimisation step of networks, each one vector, and of their averages; returns both losses."""
+    optimizer.zero_grad(set_to_none=False)  # the networks' gradients are parts of the vectors'
     losses = networks.gradients(step)
-    for network in (model.denoiser, model.force_field):
-        torch.nn.utils.clip_grad_norm_(network.parameters(), _LONGEST_GRADIENT)
+    for vector in vectors:
+        torch.nn.utils.clip_grad_norm_(vector, _LONGEST_GRADIENT)
     optimizer.step()
     keep = min(settings.average, (1 + step) / (10 + step))
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - keep)
+        torch._foreach_lerp_(averages, vectors, 1.0 - keep)
     return np.array([float(loss) for loss in losses])  # waits for the device
 
 
