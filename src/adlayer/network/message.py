@@ -74,17 +74,18 @@ def _run(kernel: str, ends: Any, arguments: tuple[Tensor, ...], *shapes: tuple[i
 
 
 class Message(torch.autograd.Function):
-    """``∂Φ/∂g`` (4, R, F) of c (N, 3F), v (3, N, F), W (P, 3F) and u (3, P)."""
+    """``∂Φ/∂g`` of c (N, 3F), v (3, N, F), W (P, 3F) and u (3, P): scalars (R, F) and vectors (3, R, F)."""
 
     @staticmethod
-    def forward(ctx: Any, ends: Any, c: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    def forward(ctx: Any, ends: Any, c: Tensor, v: Tensor, w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         ctx.ends = ends
         ctx.save_for_backward(c, v, w, u)
-        return _run("message", ends, (c, v, w, u), (4, ends.n_receivers, v.shape[-1]))[0]
+        total = _run("message", ends, (c, v, w, u), (4, ends.n_receivers, v.shape[-1]))[0]
+        return total[0], total[1:]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_Gradient.apply(ctx.ends, g, *ctx.saved_tensors)
+    def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Gradient.apply(ctx.ends, torch.cat([g[None], h]), *ctx.saved_tensors)
 
 
 class _Gradient(torch.autograd.Function):

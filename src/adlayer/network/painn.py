@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adlayer import compiled
 from adlayer.network.message import Ends, Message, available, device_ends
 from adlayer.network.neighbours import Edges
 
@@ -158,8 +160,8 @@ class Interaction(nn.Module):
         if ends is not None:
             v = s.new_zeros(3, *s.shape) if v is None else v
             filters = geometry.basis @ weights.T  # (P, 3F)
-            total = Message.apply(ends, context, v, filters, geometry.unit)
-            return total[0], total[1:]
+            found: tuple[Tensor, Tensor] = Message.apply(ends, context, v, filters, geometry.unit)
+            return found
         scalar, gate, direction = context.chunk(3, dim=-1)  # (N, F) each
         parts = [geometry.basis @ weight.T for weight in weights.chunk(3)]  # (P, F) each
         along = (geometry.unit[:, :, None] * parts[2])[:, None]  # (3, 1, P, F)
@@ -180,13 +182,42 @@ class Mixing(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, s: Tensor, v: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
-        v_norm, v_mix = self.channels(v).chunk(2, dim=-1)  # (3, N, F) each
-        norm = torch.sqrt((v_norm**2).sum(dim=0) + self.epsilon)  # (N, F)
-        joined = torch.cat([s, norm], dim=-1)
+        more, structure = None, None
         if self.condition is not None and condition is not None:
-            joined = joined + condition.of_atoms(self.condition)
-        scalar, gate, product = self.context(joined).chunk(3, dim=-1)  # (N, F) each
-        return s + scalar + product * (v_norm * v_mix).sum(dim=0), v + gate * v_mix
+            more, structure = self.condition(condition.vectors), condition.structure
+        kernels = import_module("adlayer.network.gpu.mixing") if compiled.for_gpu(s.device) else None
+        join, update = (joined, updated) if kernels is None else (kernels.joined, kernels.updated)
+        both, dot, second = join(s, self.channels(v), more, structure, self.epsilon)
+        found: tuple[Tensor, Tensor] = update(s, v, second, dot, self.context(both))
+        return found
+
+
+def joined(
+    s: Tensor, mixed: Tensor, more: Tensor | None, structure: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scalars and the lengths of the first images of vectors (N, 2F); their products with the second; the second.
+
+    Parameters
+    ----------
+    s, mixed
+        Scalars (N, F); both images of vectors (3, N, 2F).
+    more, structure
+        What is added to the first result for each structure (B, 2F), and the structure of each atom (N,).
+    epsilon
+        Keeps a length away from 0.
+    """
+    v_norm, v_mix = mixed.chunk(2, dim=-1)  # (3, N, F) each
+    norm = torch.sqrt((v_norm**2).sum(dim=0) + epsilon)  # (N, F)
+    both = torch.cat([s, norm], dim=-1)
+    if more is not None and structure is not None:
+        both = both + more.index_select(0, structure)
+    return both, (v_norm * v_mix).sum(dim=0), v_mix
+
+
+def updated(s: Tensor, v: Tensor, second: Tensor, dot: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """New scalars (N, F) and vectors (3, N, F), of what :func:`joined` gives and the three parts of a (N, 3F)."""
+    scalar, gate, product = a.chunk(3, dim=-1)  # (N, F) each
+    return s + scalar + product * dot, v + gate * second
 
 
 class PaiNN(nn.Module):

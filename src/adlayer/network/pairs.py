@@ -82,15 +82,19 @@ def _fractional(structure: Tensor, positions: Tensor, cells: Tensor) -> Tensor:
     return (positions[:, :2, None] * torch.linalg.inv(cells)[structure]).sum(1)
 
 
+def strips_of(cells: Tensor, cutoff: float) -> Tensor:
+    """How many strips each cell is cut into along each axis (B, 2)."""
+    strips = torch.floor(_heights(cells) / cutoff).long()
+    return torch.where(strips < 3, 1, strips)
+
+
 def candidates(structure: Tensor, positions: Tensor, cells: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     """The atoms in an order by bins (N,), and of each atom where those of the K bins around it begin, and how many.
 
     The last two are (N, K); a bin that is not there, or there already, holds none. Of atoms of structures (N,) at
     positions (N, 3) in cells (B, 2, 2), in double precision.
     """
-    fractional, heights = _fractional(structure, positions, cells), _heights(cells)
-    strips = torch.floor(heights / cutoff).long()  # (B, 2)
-    strips = torch.where(strips < 3, 1, strips)
+    fractional, strips = _fractional(structure, positions, cells), strips_of(cells, cutoff)
     n_bins = strips.prod(dim=1)
     offset, mine = (n_bins.cumsum(0) - n_bins)[structure], strips[structure]  # (N,), (N, 2)
     within = torch.nan_to_num(fractional - torch.floor(fractional))  # a lost atom lies in some bin, near to none
@@ -103,4 +107,4 @@ def candidates(structure: Tensor, positions: Tensor, cells: Tensor, cutoff: floa
     there = torch.remainder(place[:, None] + steps, mine[:, None])  # (N, K, 2)
     around = offset[:, None] + there[..., 0] * mine[:, None, 1] + there[..., 1]  # (N, K)
     exists = ((steps == 0) | (mine[:, None] > 1)).all(dim=-1)
-    return bins.argsort(), starts[around], torch.where(exists, sizes[around], 0)
+    return bins.argsort(stable=True), starts[around], torch.where(exists, sizes[around], 0)

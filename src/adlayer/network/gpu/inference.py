@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adlayer.network.gpu.neighbours import Arrivals, arrivals
+from adlayer.network.gpu.neighbours import Arrivals, Plan, arrivals
 from adlayer.network.gpu.replay import Replayed
 from adlayer.network.gpu.rows import rows, three, vectors
 from adlayer.network.graph import Batch
@@ -30,6 +30,7 @@ class Kernels:
         places = {"DENSITY": (knots - 1) / cutoff, "CUTOFF": cutoff}
         self.sizes = {"F": features, "WIDE": triton.next_power_of_2(features), "EDGES": _EDGES, **places}
         self.replayed = Replayed
+        self._plan: Plan | None = None
         self._last: Arrivals | None = None
 
     def __call__(self, kernel: str, *arguments: object) -> None:
@@ -41,7 +42,10 @@ class Kernels:
         positions = batch.positions
         if rise is not None:
             positions = torch.cat([positions[:, :2], positions[:, 2:] + rise[:, None]], dim=1)
-        self._last = arrivals(batch, positions, self.cutoff, among_substrate=among_substrate, before=self._last)
+        self._plan = Plan.of(batch, self.cutoff, self._plan)
+        self._last = arrivals(
+            batch, positions, self.cutoff, self._plan, among_substrate=among_substrate, before=self._last
+        )
         return self._last
 
     def added(self, x: Tensor, more: Tensor, structure: Tensor) -> Tensor:

@@ -15,16 +15,51 @@ import triton.language as tl
 from torch import Tensor
 
 from adlayer.network.graph import Batch
-from adlayer.network.pairs import candidates
+from adlayer.network.pairs import strips_of
 
 _TOGETHER = 64  # atoms that one is compared with at once
+_ATOMS = 128  # of a program that puts them into bins
 _FEW = 600  # atoms of a structure up to which there are no bins
 _ROOM = 1.25  # for more edges than there are at first
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a search asks of a batch whatever its positions."""
+
+    structure: Tensor  # (N,) of each atom, which it was made for
+    cell: Tensor  # (B, 2, 2) likewise
+    start: Tensor  # (B + 1,) where the atoms of each structure begin
+    strips: Tensor  # (B, 2) that a cell is cut into along each axis
+    offset: Tensor  # (B,) the first bin of each structure
+    n_bins: int  # 0 where there are none
+
+    @classmethod
+    def of(cls, batch: Batch, cutoff: float, before: Plan | None = None) -> Plan:
+        """That of a batch, which may be the one before."""
+        if before is not None and before.structure is batch.batch and before.cell is batch.cell:
+            return before
+        start = torch.searchsorted(batch.batch, torch.arange(batch.n_structures + 1, device=batch.batch.device))
+        if len(batch.batch) <= _FEW * batch.n_structures:
+            return cls(batch.batch, batch.cell, start, start, start, 0)
+        strips = strips_of(batch.cell.double(), cutoff)
+        last = strips.prod(dim=1).cumsum(0)
+        return cls(batch.batch, batch.cell, start, strips, last - strips.prod(dim=1), int(last[-1]))
+
+    def lists(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The bin of each atom (N,), the atoms in the order of bins (N,), and where those of each bin begin there."""
+        if not self.n_bins:
+            return self.start, self.start, self.start
+        bins = torch.empty_like(self.structure)
+        given = positions, self.cell.contiguous(), self.structure, self.strips, self.offset
+        _bin[(triton.cdiv(len(bins), _ATOMS),)](*given, bins, len(bins), ATOMS=_ATOMS)
+        found, order = bins.sort(stable=True)
+        return bins, order, torch.searchsorted(found, torch.arange(self.n_bins + 1, device=bins.device))
+
+
 def close_pairs(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`adlayer.network.pairs.close_pairs`, in the order of the first atoms."""
-    inputs, options = _inputs(batch, batch.positions.detach(), cutoff, among_substrate)
+    inputs, options = _inputs(batch, batch.positions.detach(), cutoff, among_substrate, Plan.of(batch, cutoff))
     counts = torch.empty(len(batch.positions), dtype=torch.int32, device=batch.positions.device)
     unused = 3 * (batch.batch,)
     _search[(len(counts),)](*inputs, counts, counts, *unused, WRITE=False, FULL=False, **options)
@@ -52,10 +87,11 @@ class Arrivals:
 
 
 def arrivals(
-    batch: Batch, positions: Tensor, cutoff: float, *, among_substrate: bool = True, before: Arrivals | None = None
-) -> Arrivals:
+    batch: Batch, positions: Tensor, cutoff: float, plan: Plan, *, among_substrate: bool = True,
+    before: Arrivals | None = None,
+) -> Arrivals:  # fmt: skip
     """All edges shorter than ``cutoff``, Å, of atoms at ``positions`` (N, 3): in the place of others that lie there."""
-    inputs, options = _inputs(batch, positions, cutoff, among_substrate)
+    inputs, options = _inputs(batch, positions, cutoff, among_substrate, plan)
     n = len(positions)
     if before is not None and len(before.start) != n + 1:
         before = None
@@ -75,23 +111,39 @@ def arrivals(
 
 
 def _inputs(
-    batch: Batch, positions: Tensor, cutoff: float, among_substrate: bool
+    batch: Batch, positions: Tensor, cutoff: float, among_substrate: bool, plan: Plan
 ) -> tuple[tuple[Tensor, ...], dict[str, float]]:
     """What the search is given."""
-    structures = torch.arange(batch.n_structures + 1, device=positions.device)
-    start = torch.searchsorted(batch.batch, structures)
-    bins, lists = 0, 3 * (start,)
-    if len(positions) > _FEW * batch.n_structures:
-        lists = candidates(batch.batch, positions.double(), batch.cell.double(), cutoff)
-        bins = lists[1].shape[1]
-    arrays = (positions, batch.cell, batch.batch, start, batch.tags, *lists)
-    options = {"CUTOFF": cutoff, "ALL": among_substrate, "TOGETHER": _TOGETHER, "BINS": bins, "num_warps": 2}
-    return tuple(x.contiguous() for x in arrays), options
+    positions = positions.contiguous()
+    arrays = (positions, batch.cell, batch.batch, plan.start, batch.tags, plan.strips, plan.offset)
+    options = {"CUTOFF": cutoff, "ALL": among_substrate, "TOGETHER": _TOGETHER, "BINS": plan.n_bins > 0, "num_warps": 2}
+    return tuple(x.contiguous() for x in (*arrays, *plan.lists(positions))), options
+
+
+@triton.jit(do_not_specialize=["n"])
+def _bin(x, cell, structure, strips, offset, bins, n, ATOMS: tl.constexpr):
+    """The bin of a few atoms; one that is lost lies in some bin, near to none."""
+    i = tl.program_id(0) * ATOMS + tl.arange(0, ATOMS)
+    here = i < n
+    b = tl.load(structure + i, mask=here, other=0)
+    ax, ay = tl.load(cell + 4 * b).to(tl.float64), tl.load(cell + 4 * b + 1).to(tl.float64)
+    bx, by = tl.load(cell + 4 * b + 2).to(tl.float64), tl.load(cell + 4 * b + 3).to(tl.float64)
+    area = ax * by - ay * bx
+    xi = tl.load(x + 3 * i, mask=here, other=0.0).to(tl.float64)
+    yi = tl.load(x + 3 * i + 1, mask=here, other=0.0).to(tl.float64)
+    along_a, along_b = (xi * by - yi * bx) / area, (yi * ax - xi * ay) / area
+    along_a, along_b = along_a - tl.floor(along_a), along_b - tl.floor(along_b)
+    along_a = tl.where(along_a == along_a, along_a, 0.0)
+    along_b = tl.where(along_b == along_b, along_b, 0.0)
+    n_a, n_b = tl.load(strips + 2 * b), tl.load(strips + 2 * b + 1)
+    p = tl.minimum((along_a * n_a.to(tl.float64)).to(tl.int64), n_a - 1)
+    q = tl.minimum((along_b * n_b.to(tl.float64)).to(tl.int64), n_b - 1)
+    tl.store(bins + i, tl.load(offset + b) + p * n_b + q, mask=here)
 
 
 @triton.jit
 def _search(
-    x, cell, structure, start, tags, order, firsts, sizes, counts, last, one, two, three,
+    x, cell, structure, start, tags, strips, offset, bins, order, begins, counts, last, one, two, three,
     CUTOFF: tl.constexpr, ALL: tl.constexpr, TOGETHER: tl.constexpr, BINS: tl.constexpr, WRITE: tl.constexpr,
     FULL: tl.constexpr,
 ):  # fmt: skip
@@ -115,13 +167,19 @@ def _search(
     place = tl.zeros([1], dtype=tl.int64)
     if WRITE:
         place += tl.load(last + i) - tl.load(counts + i)
+    begin, end = tl.load(start + b), tl.load(start + b + 1)
+    if BINS:
+        first_bin = tl.load(offset + b)
+        mine = tl.load(bins + i) - first_bin
+        strips_a, strips_b = tl.load(strips + 2 * b), tl.load(strips + 2 * b + 1)
     k = b * 0
-    while k < (BINS if BINS else 1):
-        if BINS:
-            begin = tl.load(firsts + i * BINS + k)
-            end = begin + tl.load(sizes + i * BINS + k)
-        else:
-            begin, end = tl.load(start + b), tl.load(start + b + 1)
+    while k < (9 if BINS else 1):
+        if BINS:  # its own and those around it, each once
+            p, q = mine // strips_b + k // 3 - 1, mine % strips_b + k % 3 - 1
+            one_only = ((strips_a == 1) & (k // 3 != 1)) | ((strips_b == 1) & (k % 3 != 1))
+            at_bin = first_bin + (p + strips_a) % strips_a * strips_b + (q + strips_b) % strips_b
+            begin = tl.load(begins + at_bin)
+            end = tl.where(one_only, begin, tl.load(begins + at_bin + 1))
         while begin < end:
             slot = begin + tl.arange(0, TOGETHER)
             there = slot < end
