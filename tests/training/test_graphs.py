@@ -45,7 +45,7 @@ def _gradients(
     model: Model, dataset: Dataset, settings: Settings, step: int, networks: NetworksOnGpu | None
 ) -> list[Tensor]:
     """Both losses and the gradients of all parameters in one step, by graphs or without."""
-    model.zero_grad(set_to_none=networks is None)
+    model.zero_grad(set_to_none=False)  # a graph puts gradients where they were when it was made
     if networks is None:
         score = denoiser_gradients(model, dataset, make_kernel(settings.kernel), settings, step)
         force = force_field_gradients(model, dataset, settings, step)

@@ -9,14 +9,17 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from adlayer.diffusion.kernels import Kernel
 from adlayer.network.model import Model
 from adlayer.training.dataset import Dataset
 from adlayer.training.drawing import blocks, draw, draw_frames, draw_sigma
-from adlayer.training.graphs import Graphs, Inputs, Loss
+from adlayer.training.graphs import Graphs, Inputs
 from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate, denoising_loss, force_field_errors, huber
 from adlayer.training.settings import Settings
+
+Loss = float | Tensor  # without dimensions
 
 
 def denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
@@ -86,12 +89,12 @@ class NetworksOnGpu(Networks):
     def gradients(self, step: int) -> tuple[Loss, Loss]:
         """The losses of the denoiser and of the force field."""
         self._given = examples, frames = self._ahead[step].result() if step in self._ahead else self._prepared(step)
-        losses = self.graphs.both(
-            lambda: self._denoiser(step) if examples is None else self.graphs.denoiser(examples),
-            lambda: self._force_field(step) if frames is None else self.graphs.force_field(frames),
-        )
+        score = self._denoiser(step) if examples is None else self.graphs.denoiser(examples)
+        force = self._force_field(step) if frames is None else self.graphs.force_field(frames)
         self._ahead = {step + 1: self.helper.submit(self._prepared, step + 1)}
-        return losses
+        self.graphs.denoiser.join()
+        self.graphs.force_field.join()
+        return score, force
 
     def _prepared(self, step: int) -> tuple[Inputs | None, Inputs | None]:
         """What the graphs are given; nothing where a network is not trained, or its batch too large for one block."""

@@ -32,7 +32,6 @@ _GRAPHS = 64  # at most, one for each combination of sizes
 _ALIGNED = 16  # bytes, at multiples of which tensors begin in a block
 _TOLERANCE = 1e-3  # of the largest gradient of a parameter, in single precision
 
-Loss = float | Tensor  # without dimensions
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 """Name, type and shape of each tensor in a block of bytes, in turn."""
 
@@ -112,7 +111,11 @@ def filled_pairs(edges: Edges, n_atoms: int) -> Tensor:
 
 
 class Gradients:
-    """Gradients of ``loss(inputs)`` in a network's parameters, put in the place of those that are there (``grad``)."""
+    """Gradients of ``loss(inputs)`` in a network's parameters, put in the place of those that are there (``grad``).
+
+    On a GPU they are worked out on a stream of their own: they are there for those that :meth:`join`. Graphs recorded on
+    one stream share memory that products work in, so two that run side by side must be of two.
+    """
 
     def __init__(
         self, loss: Callable[[Inputs], Tensor], network: nn.Module, undisturbed: AbstractContextManager[Any]
@@ -120,6 +123,7 @@ class Gradients:
         self.loss, self.parameters, self.undisturbed = loss, list(network.parameters()), undisturbed
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        self._stream = _stream_on(self.parameters[0].device)
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None  # memory that graphs have in common, for one runs at a time
         self.works = True
@@ -127,6 +131,18 @@ class Gradients:
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The loss."""
+        if self._stream is None:
+            return self._found(inputs)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            return self._found(inputs)
+
+    def join(self) -> None:
+        """Let what follows wait for the gradients."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _found(self, inputs: Inputs) -> Tensor:
         key = inputs.layout, len(inputs.pairs)
         graph = self._graphs.get(key)
         if graph is not None and self.works:
@@ -152,14 +168,15 @@ class Gradients:
             with self.undisturbed:
                 graph = _Graph(self._plain, inputs, self._pool)
             found = graph(inputs)
+            right = all(_close(a, b) for a, b in zip([found, *there], [loss, *expected], strict=True))
         except (RuntimeError, AssertionError) as error:  # the latter without CUDA
             warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
-            torch._foreach_copy_(there, expected)
             return False
-        self._graphs[key] = graph
-        right = all(_close(a, b) for a, b in zip([found, *there], [loss, *expected], strict=True))
-        torch._foreach_copy_(there, expected)
-        if not right:
+        finally:
+            torch._foreach_copy_(there, expected)
+        if right:
+            self._graphs[key] = graph
+        else:
             warnings.warn("training goes on without CUDA graphs: one gives other gradients", stacklevel=2)
         return right
 
@@ -168,18 +185,17 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max() + 1e-7)
 
 
+def _stream_on(device: torch.device, priority: int = 0) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device, priority) if device.type == "cuda" else None
+
+
 class _Graph:
-    """A function recorded for inputs of one size each."""
+    """A function, done before on this stream, recorded for inputs of one size each."""
 
     def __init__(self, function: Callable[[Inputs], Tensor], inputs: Inputs, pool: Any) -> None:
         self.inputs = replace(inputs, block=inputs.block.clone(), pairs=inputs.pairs.clone())
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            function(self.inputs)  # what is done once, is done now
-        torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        with torch.cuda.graph(self.graph, pool=pool, stream=torch.cuda.current_stream()):
             self.loss = function(self.inputs)
 
     def __call__(self, inputs: Inputs) -> Tensor:
@@ -201,23 +217,9 @@ class Graphs:
         self._alone = Lock()  # who uses the device in a way that recording would not bear, or records
         self.denoiser = Gradients(self._denoising_loss, model.denoiser, self._alone)
         self.force_field = Gradients(self._force_field_loss, model.force_field, self._alone)
-        on_gpu = model.device.type == "cuda"
-        self._stream = torch.cuda.Stream(model.device, priority=-1) if on_gpu else None  # of what is prepared: first
-        self._beside = torch.cuda.Stream(model.device) if on_gpu else None  # of the force field
+        self._stream = _stream_on(model.device, priority=-1)  # of what is prepared, which goes first
         self._baseline = torch.zeros(119, dtype=torch.float64)  # eV of an atom of each atomic number
         self._baseline[torch.tensor(model.card.numbers)] = model.force_field.baseline.cpu()
-
-    def both(self, first: Callable[[], Loss], second: Callable[[], Loss]) -> tuple[Loss, Loss]:
-        """What the two give, which need nothing of each other: on a GPU side by side."""
-        if self._beside is None:
-            return first(), second()
-        main = torch.cuda.current_stream()
-        self._beside.wait_stream(main)
-        with torch.cuda.stream(self._beside):
-            other = second()
-        one = first()
-        main.wait_stream(self._beside)
-        return one, other
 
     def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Inputs:
         """Prepares :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
