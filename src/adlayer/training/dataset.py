@@ -41,9 +41,18 @@ class Example:
     energy_above: float  # eV per overlayer atom above the lowest of the same composition
 
     def repeat(self, n: int, m: int) -> Example:
-        """The structure repeated n×m in the plane; energies per atom stay."""
+        """The structure repeated n×m in the plane, once and for all; energies per atom stay."""
         if n == m == 1:
             return self
+        if (n, m) not in self._repeated:
+            self._repeated[n, m] = self._repeat(n, m)
+        return self._repeated[n, m]
+
+    @cached_property
+    def _repeated(self) -> dict[tuple[int, int], Example]:
+        return {}
+
+    def _repeat(self, n: int, m: int) -> Example:
         steps = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), -1).reshape(-1, 2) @ self.cell
         offsets = np.concatenate([steps, np.zeros((len(steps), 1))], axis=1)
         positions = (self.positions[None] + offsets[:, None]).reshape(-1, 3)
@@ -61,6 +70,11 @@ class Example:
         mask: np.ndarray = self.tags == 0
         return mask
 
+    @cached_property
+    def n_mobile(self) -> int:
+        """Overlayer atoms."""
+        return int(self.mobile.sum())
+
     @property
     def heights(self) -> np.ndarray:
         """Heights of the overlayer atoms above the top layer, Å."""
@@ -75,6 +89,11 @@ class Example:
     def counts(self) -> dict[str, int]:
         """Overlayer atoms of each element."""
         return Counter(chemical_symbols[z] for z in self.numbers[self.mobile])
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Fraction of the overlayer atoms that each element has."""
+        return {symbol: n / self.n_mobile for symbol, n in self.counts.items()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
 from adlayer.network.graph import Batch
-from adlayer.network.model import Card, composition_fractions
+from adlayer.network.model import Card
 from adlayer.training.dataset import Dataset, Example, Frame
 from adlayer.training.settings import Settings
 
@@ -32,7 +32,8 @@ def random_windows(examples: Sequence[Example], rng: np.random.Generator) -> np.
 
 def conditions(examples: Sequence[Example], card: Card, rng: np.random.Generator, drop: float) -> Tensor:
     """Conditions (B, K) of examples: energy and composition, each dropped by chance."""
-    rows = np.array([(e.energy_above, *composition_fractions(e.counts, card.elements)) for e in examples])
+    others = card.elements[1:]
+    rows = np.array([(e.energy_above, *[e.shares.get(symbol, 0.0) for symbol in others]) for e in examples])
     no_energy, no_composition = rng.random((2, len(examples))) < drop
     rows[no_energy, 0] = np.nan
     rows[no_composition, 1:] = np.nan
@@ -83,7 +84,7 @@ def draw(dataset: Dataset, card: Card, settings: Settings, step: int) -> Drawn:
     repeats = rng.integers(len(settings.repeats), size=len(chosen))
     chosen = [e.repeat(*settings.repeats[k]) for e, k in zip(chosen, repeats, strict=True)]
     levels = torch.from_numpy(rng.random(len(chosen))).float()
-    n_mobile = sum(int(e.mobile.sum()) for e in chosen)
+    n_mobile = sum(e.n_mobile for e in chosen)
     normals = torch.from_numpy(rng.standard_normal((n_mobile, 3), dtype=np.float32))
     return Drawn(chosen, windows, known, levels, normals)
 

@@ -31,7 +31,7 @@ def denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings:
     sizes = [len(part) for part in parts]
     windows = np.split(drawn.windows, np.cumsum(sizes)[:-1])
     given = [x.to(model.device).split(sizes) for x in (drawn.conditions, drawn.levels)]
-    noise = drawn.normals.to(model.device).split([sum(int(e.mobile.sum()) for e in part) for part in parts])
+    noise = drawn.normals.to(model.device).split([sum(e.n_mobile for e in part) for part in parts])
     for part, walls, conditions, level, normal in zip(parts, windows, *given, noise, strict=True):
         batch = collate(part, walls, model.device)
         sigma = draw_sigma(level, batch, settings)

@@ -27,12 +27,13 @@ ENERGY_UNIT, FORCE_UNIT = 0.005, 0.1  # eV per atom, eV/Å
 
 def collate(examples: Sequence[Example | Frame], windows: ArrayLike, device: torch.device | str = "cpu") -> Batch:
     """A batch of examples or frames with their windows (B, 2), absolute z, Å."""
+    counts = [len(e.numbers) for e in examples]
     batch = Batch(
         numbers=torch.from_numpy(np.concatenate([e.numbers for e in examples])).long(),
         positions=torch.from_numpy(np.concatenate([e.positions for e in examples])).float(),
         tags=torch.from_numpy(np.concatenate([e.tags for e in examples])).long(),
-        batch=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(e.numbers) for e in examples])),
-        cell=torch.from_numpy(np.stack([e.cell for e in examples])).float(),
+        batch=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
+        cell=torch.from_numpy(np.concatenate([e.cell for e in examples])).float().view(-1, 2, 2),
         window=torch.from_numpy(np.asarray(windows, dtype=np.float32)),
     )
     return batch.to(device=device)
