@@ -25,7 +25,7 @@ from threading import Timer
 from typing import Any
 
 import torch
-from ours import architecture, prepare_sampling, prepare_training
+from ours import architecture, prepare_sampling, training_rounds
 from results import machine, record, spread
 from scaling import SIZES, cell_of, exponent
 from turns import Worker, WorkerError
@@ -55,12 +55,18 @@ class Size:
     train: tuple[int, ...] = (32, 256)
     steps: int = 204
     peer_steps: int = 64
+    warm: int = 80  # training steps before any is timed
+    train_steps: int = 100
+    peer_train_steps: int = 20
     cells: tuple[int, ...] = SIZES
     together: int = TOGETHER
     search: int = 512
 
 
-SMALL = Size(sample=4, train=(2,), steps=16, peer_steps=8, cells=SIZES[:2], together=200, search=2)
+SMALL = Size(
+    sample=4, train=(2,), steps=16, peer_steps=8, warm=2, train_steps=2, peer_train_steps=2, cells=SIZES[:2],
+    together=200, search=2,
+)  # fmt: skip
 
 
 class Run:
@@ -83,7 +89,7 @@ class Run:
         sampling = Work("sampling", "sample", *cell, n, self.size.steps, False, 0.1, self.device, base)
         guided = Work("sampling_guided", "sample", *cell, n, self.size.steps // 2, True, 0.1, self.device, base)
         trained = [
-            Work(f"train_{name}_{batch}", "train", *small, batch, 20, force_field, 0.2, self.device)
+            Work(f"train_{name}_{batch}", "train", *small, batch, self.size.train_steps, force_field, 0.2, self.device)
             for batch in reversed(self.size.train)
             for name, force_field in (("denoiser", False), ("force_field", True))
         ]
@@ -184,8 +190,15 @@ def rounds(run: Run, once: Callable[[int], dict[str, Any]], seconds: float) -> l
 def our_side(run: Run, work: Work, folder: Path, name: str, seconds: float) -> dict[str, Any]:
     """Ours in this process."""
     content = asdict(work) | {"network": asdict(Network()), "window": list(structures(work, 1)[0].info["confinement"])}
-    prepare = prepare_sampling if work.kind == "sample" else prepare_training
-    return side(work, rounds(run, prepare(content, folder, name), seconds))
+    if work.kind == "sample":
+        return side(work, rounds(run, prepare_sampling(content, folder, name), seconds))
+    end = time.monotonic() + seconds
+    least, most = (LEAST, 20) if run.left > seconds else (1, 1)
+
+    def enough(n: int) -> bool:
+        return n >= most or (n >= least and time.monotonic() > end)
+
+    return side(work, training_rounds(content, folder, name, run.size.warm, enough))
 
 
 def start_peer(run: Run, work: Work, folder: Path) -> Worker:
@@ -196,8 +209,7 @@ def start_peer(run: Run, work: Work, folder: Path) -> Worker:
     WorkerError
         If it cannot be imported.
     """
-    if work.kind == "sample":
-        work = replace(work, steps=run.size.peer_steps)
+    work = replace(work, steps=run.size.peer_steps if work.kind == "sample" else run.size.peer_train_steps)
     write_work(work, folder)
     path = os.pathsep.join(filter(None, [os.environ.get("ADLAYER_PEER"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "ignore", str(HERE / "peer_agedi.py"), str(folder)]

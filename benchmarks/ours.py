@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -86,40 +88,63 @@ def dataset_of(structures: list[Any]) -> Dataset:
     return Dataset(examples[:-1], examples[-1:], frames[:-1], frames[-1:], {}, {}, "benchmark")
 
 
-def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
+class _EnoughError(Exception):
+    """Ends a training."""
+
+
+def _training(work: dict[str, Any], folder: Path, size: str, seed: int, progress: Callable[..., None]) -> dict[str, Any]:
+    """Train until ``progress`` ends it; returns atoms and edges of a structure."""
     structures = read(folder / "structures.extxyz", ":")
     for atoms in structures:
         atoms.info["confinement"] = work["window"]
-    dataset = dataset_of(structures)
-    edges = neighbours(to_batch(structures), work["network"]["cutoff"])
-    facts = {"atoms": len(structures[0]), "edges": len(edges.sender) / len(structures)}
-    n = work["batch"]
-    warm = 10 if work["device"] == "cuda" else 1  # steps; on a GPU graphs are recorded for batches of new sizes
+    edges, n = neighbours(to_batch(structures), work["network"]["cutoff"]), work["batch"]
+    settings = Settings(
+        steps=10**6, batch=n, force_batch=n if work["force_field"] else 0, repeats=((1, 1),), seed=seed
+    )  # fmt: skip
+    data, shape = dataset_of(structures), architecture(work["network"], size)
+    with contextlib.suppress(_EnoughError):
+        train(data, shape, settings, device=work["device"], every=np.inf, progress=progress)
+    return {"atoms": len(structures[0]), "edges": len(edges.sender) / len(structures)}
 
+
+def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
     def run(seed: int) -> dict[str, Any]:
-        watch, cost = Stopwatch(), {}
+        watch, cost = Stopwatch(), dict[str, Any]()
 
         def note(step: int, fraction: float, loss: float) -> None:
             nonlocal watch, cost
-            if work["device"] == "cuda":
-                torch.cuda.synchronize()
-            if step == warm:  # everything before counts as warming up
+            if step == 1:  # warms up
                 watch = Stopwatch()
-            cost = watch.cost(step - warm)
+            elif step == 1 + work["steps"]:
+                cost = watch.cost(work["steps"])
+                raise _EnoughError
 
-        settings = Settings(
-            steps=work["steps"] + warm,
-            batch=n,
-            force_batch=n if work["force_field"] else 0,
-            repeats=((1, 1),),
-            seed=seed,
-        )
-        train(
-            dataset, architecture(work["network"], size), settings, device=work["device"], every=np.inf, progress=note
-        )
-        return cost | facts | _gpu_memory(work)
+        facts = _training(work, folder, size, seed, note)
+        return cost | facts
 
     return run
+
+
+def training_rounds(
+    work: dict[str, Any], folder: Path, size: str, warm: int, enough: Callable[[int], bool]
+) -> list[dict[str, Any]]:
+    """Costs of one training on a GPU, round by round of ``work["steps"]``, until they are ``enough`` in number.
+
+    While it warms up, graphs are recorded for batches of new sizes, and workers begin.
+    """
+    watch, costs = Stopwatch(), list[dict[str, Any]]()
+
+    def note(step: int, fraction: float, loss: float) -> None:  # a loss that is known has waited for the GPU
+        nonlocal watch
+        if step >= warm and (step - warm) % work["steps"] == 0:
+            if step > warm:
+                costs.append(watch.cost(work["steps"]))
+            if enough(len(costs)):
+                raise _EnoughError
+            watch = Stopwatch()
+
+    facts = _training(work, folder, size, 1, note)
+    return [cost | facts | _gpu_memory(work) for cost in costs]
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -23,12 +24,14 @@ from adlayer.network.graph import Batch
 from adlayer.network.heads import Denoiser
 from adlayer.network.model import Architecture, Model
 from adlayer.network.neighbours import neighbours
+from adlayer.training import filling, gradients
 from adlayer.training import graphs as module
 from adlayer.training import trainer
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset
 from adlayer.training.gradients import NetworksOnGpu, denoiser_gradients, force_field_gradients
-from adlayer.training.graphs import Graphs, filled, filled_pairs, round_size
+from adlayer.training.filling import Preparation, filled, round_size
+from adlayer.training.graphs import Graphs, filled_pairs
 from adlayer.training.losses import collate
 from adlayer.training.settings import Settings, make_kernel
 from adlayer.training.trainer import make_model, train
@@ -113,7 +116,7 @@ def test_a_filling_that_weighs_is_seen(dataset: Dataset, tiny: Architecture, mon
         whole = filled(batch)
         return replace(whole, batch=whole.batch.clamp(max=batch.n_structures - 1))
 
-    monkeypatch.setattr(module, "filled", wrong)
+    monkeypatch.setattr(filling, "filled", wrong)
     model = make_model(dataset, tiny, SETTINGS).train()
     expected = _gradients(model, dataset, SETTINGS, 0, None)
     found = _gradients(model, dataset, SETTINGS, 0, _networks(model, dataset, SETTINGS))
@@ -151,6 +154,28 @@ def test_batches_are_prepared_a_step_ahead(
     for a, b in zip(trained().parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a.detach(), b.detach(), rtol=0.0, atol=1e-3 * float(b.detach().abs().max()) + 1e-6)
     assert steps == [0, 1, 2, 3, 3, 4, 5, 6]
+
+
+def test_worker_processes_draw_the_same(dataset: Dataset, tiny: Architecture) -> None:
+    """Whether they draw a batch or this process does, and when one was killed."""
+    model = make_model(dataset, tiny, SETTINGS).train()
+    networks = NetworksOnGpu(model, dataset, make_kernel("exact"), SETTINGS, AtOnce(1), workers=2)
+    with closing(networks):
+        for step in range(2):
+            for found, expected in zip(networks._draw(step), networks.preparation(step), strict=True):
+                assert found is not None
+                assert expected is not None
+                assert found[1] == expected[1]
+                assert (found[0] == expected[0]).all()
+        assert isinstance(networks._pool, ProcessPoolExecutor)
+        process = next(iter(networks._pool._processes.values()))
+        process.kill()
+        process.join()
+        with pytest.warns(UserWarning, match="goes on without worker processes: one was killed"):
+            for step in range(2, 2 + 2 * gradients._AHEAD):
+                networks._draw(step)
+        expected_gradients = _gradients(model, dataset, SETTINGS, 9, None)
+        assert _differ(_gradients(model, dataset, SETTINGS, 9, networks), expected_gradients) < 1e-4
 
 
 def test_a_graph_that_is_wrong_is_not_used(
@@ -265,13 +290,14 @@ def _recorded(
     monkeypatch.setattr(module.Gradients, "_plain", plain)
     with accelerator() as device:
         model = make_model(dataset, size, settings).to(device).train()
-        graphs = Graphs(model, make_kernel(settings.kernel))
-        batch = collate(dataset.train[:2], [(10.0, 14.0)] * 2)
-        n = int(batch.mobile.sum())
-        graphs.denoiser(
-            graphs.for_denoiser(batch, torch.tensor([0.1, 2.0]), torch.full((2, 2), 0.1), torch.zeros(n, 3))
-        )
-        graphs.force_field(graphs.for_force_field(dataset.frames[:2]))
+        kernel = make_kernel(settings.kernel)
+        graphs, host = Graphs(model, kernel), torch.device("cpu")
+        preparation = Preparation(dataset, model.card, settings, kernel, torch.zeros(119, dtype=torch.float64), host)
+        examples, frames = preparation(0)
+        assert examples is not None
+        assert frames is not None
+        graphs.denoiser(graphs.inputs(model.denoiser, examples))
+        graphs.force_field(graphs.inputs(model.force_field, frames))
     return model, [p.grad for p in model.parameters()]
 
 

@@ -29,7 +29,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Begin a worker process: it dies with its parent, not of Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     threading.Thread(target=_end_with_parent, daemon=True).start()  # even if it was killed
 
@@ -82,7 +83,7 @@ def worker_pool(workers: int | None = None, executor_url: str | None = None) -> 
         raise UserError(f"{count} workers cannot work: ask for at least 1")
     saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))  # read by the children when they start
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
         yield pool, count
     except BaseException:

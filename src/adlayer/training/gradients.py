@@ -5,21 +5,29 @@ A batch is drawn whole and worked on in blocks, larger ones on an accelerator: t
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, Future
-from typing import Any
+import gc
+import multiprocessing
+import warnings
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adlayer.diffusion.kernels import Kernel
+from adlayer.energies.workers import default_workers, start_worker
 from adlayer.network.model import Model
 from adlayer.training.dataset import Dataset
 from adlayer.training.drawing import blocks, draw, draw_frames, draw_sigma
+from adlayer.training.filling import Packed, Preparation
 from adlayer.training.graphs import Graphs, Inputs
 from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate, denoising_loss, force_field_errors, huber
 from adlayer.training.settings import Settings
 
+_WORKERS, _AHEAD = 2, 4  # processes that prepare, and steps
+
 Loss = float | Tensor  # without dimensions
+_preparation: Preparation | None = None  # of a worker process, or of the last of this one's
 
 
 def denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
@@ -67,6 +75,9 @@ class Networks:
         waiting = self.helper.submit(self._force_field, step)
         return self._denoiser(step), waiting.result()
 
+    def close(self) -> None:
+        """Nothing is wanted any more."""
+
     def _denoiser(self, step: int) -> float:
         return denoiser_gradients(self.model, self.dataset, self.kernel, self.settings, step)
 
@@ -75,16 +86,27 @@ class Networks:
 
 
 class NetworksOnGpu(Networks):
-    """The same with graphs, side by side, while a thread prepares what they are given in the next step.
+    """The same with graphs, side by side, while what they are given in the next steps is prepared.
 
-    Nothing here waits for the device: losses are known when they are asked for.
+    Worker processes draw it, which would keep the interpreter from launching what there is to do; a thread takes it to
+    the device. Nothing here waits for the device: losses are known when they are asked for.
     """
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.graphs = Graphs(self.model, self.kernel)
-        self._ahead: dict[int, Future[tuple[Inputs | None, Inputs | None]]] = {}  # by step
+    def __init__(
+        self, model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, helper: Executor,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, dataset, kernel, settings, helper)
+        baseline = torch.zeros(119, dtype=torch.float64)
+        baseline[torch.tensor(model.card.numbers)] = model.force_field.baseline.cpu()
+        self.preparation = Preparation(dataset, model.card, settings, kernel, baseline, model.device)
+        if workers is None:
+            workers = min(_WORKERS, default_workers() - 1) if model.device.type == "cuda" else 0
+        self._pool = _forked(self.preparation, workers) if workers else None
+        self._drawn: dict[int, Future[tuple[Packed | None, Packed | None]]] = {}  # by step
+        self._ahead: dict[int, Future[tuple[Inputs | None, Inputs | None]]] = {}
         self._given: tuple[Inputs | None, Inputs | None] = None, None  # kept while the step is under way
+        self.graphs = Graphs(model, kernel)
 
     def gradients(self, step: int) -> tuple[Loss, Loss]:
         """The losses of the denoiser and of the force field."""
@@ -96,17 +118,53 @@ class NetworksOnGpu(Networks):
         self.graphs.force_field.join()
         return score, force
 
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
     def _prepared(self, step: int) -> tuple[Inputs | None, Inputs | None]:
         """What the graphs are given; nothing where a network is not trained, or its batch too large for one block."""
-        settings, examples, frames = self.settings, None, None
-        if settings.batch:
-            drawn = draw(self.dataset, self.model.card, settings, step)
-            if len(blocks(drawn.examples, self.model.device)) == 1:
-                batch = collate(drawn.examples, drawn.windows)
-                sigma = draw_sigma(drawn.levels, batch, settings)
-                examples = self.graphs.for_denoiser(batch, sigma, drawn.conditions, drawn.normals)
-        if settings.force_batch and self.dataset.frames:
-            chosen = draw_frames(self.dataset, settings, step)
-            if len(blocks(chosen, self.model.device)) == 1:
-                frames = self.graphs.for_force_field(chosen)
-        return examples, frames
+        examples, frames = self._draw(step)
+        return (
+            None if examples is None else self.graphs.inputs(self.model.denoiser, examples),
+            None if frames is None else self.graphs.inputs(self.model.force_field, frames),
+        )
+
+    def _draw(self, step: int) -> tuple[Packed | None, Packed | None]:
+        """By a worker, who goes on with later steps; here, if there is none or one was killed."""
+        if self._pool is None:
+            return self.preparation(step)
+        try:
+            for later in range(step, step + _AHEAD):
+                if later not in self._drawn:
+                    self._drawn[later] = self._pool.submit(_prepare, later)
+            return self._drawn.pop(step).result()
+        except BrokenExecutor:
+            warnings.warn("training goes on without worker processes: one was killed", stacklevel=2)
+            self.close()
+            self._pool = None
+            return self.preparation(step)
+
+
+def _forked(preparation: Preparation, workers: int) -> Executor:
+    """Processes that have the data already and touch no device, forked at once."""
+    global _preparation
+    _preparation = preparation
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():  # there may be threads: none of ours, none that holds what is needed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+        pool.submit(int).result()
+    return pool
+
+
+def _start() -> None:
+    start_worker()
+    torch.set_num_threads(1)
+    gc.disable()  # nothing of the parent's is freed here
+
+
+def _prepare(step: int) -> tuple[Packed | None, Packed | None]:
+    assert _preparation is not None
+    return _preparation(step)

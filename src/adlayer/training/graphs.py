@@ -1,17 +1,16 @@
 """Losses and their gradients as CUDA graphs: a step of training is a thousand small operations, and the host is slow.
 
-A graph's tensors have one size for ever, batches have many: they are filled up to round sizes. A structure of atoms out
-of each other's reach is added, which weighs nothing, and pairs that are out of reach too. Where a graph cannot be had,
-or does not give the loss and the gradients of PyTorch's operations, these go on alone.
+A graph's tensors have one size for ever, batches have many: they are filled up to round sizes by atoms
+(:mod:`adlayer.training.filling`) and by pairs that are out of reach and weigh nothing. Where a graph cannot be had, or
+does not give the loss and the gradients of PyTorch's operations, these go on alone.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from math import prod
 from threading import Lock
 from typing import Any
 
@@ -23,17 +22,11 @@ from adlayer.network.graph import Batch
 from adlayer.network.heads import Denoiser, ForceField
 from adlayer.network.model import Model
 from adlayer.network.neighbours import Edges
-from adlayer.training.dataset import Frame
-from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate_frames, huber, noised, noised_loss
+from adlayer.training.filling import APART, Layout, Packed, round_size, unpacked
+from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, huber, noised_loss
 
-_STEPS = 8  # round sizes between a power of two and the next
-_APART = 1000.0  # Å, between atoms that fill up; lattice steps, of pairs that do
 _GRAPHS = 64  # at most, one for each combination of sizes
-_ALIGNED = 16  # bytes, at multiples of which tensors begin in a block
 _TOLERANCE = 1e-3  # of the largest gradient of a parameter, in single precision
-
-Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
-"""Name, type and shape of each tensor in a block of bytes, in turn."""
 
 
 @dataclass(frozen=True)
@@ -52,61 +45,12 @@ class Inputs:
         return Edges(receiver, sender, torch.cat([shift, -shift]), paired=True)
 
 
-def packed(tensors: dict[str, Tensor]) -> tuple[Tensor, Layout]:
-    """Tensors on the host in one block, so that one copy takes them to a device."""
-    raw = [x.contiguous().numpy().tobytes() for x in tensors.values()]
-    block = torch.frombuffer(bytearray(b"".join(x + bytes(-len(x) % _ALIGNED) for x in raw)), dtype=torch.uint8)
-    return block, tuple((name, x.dtype, tuple(x.shape)) for name, x in tensors.items())
-
-
-def unpacked(block: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """The tensors in a block, by name."""
-    found, begin = {}, 0
-    for name, kind, shape in layout:
-        end = begin + prod(shape) * kind.itemsize
-        found[name] = block[begin:end].view(kind).view(shape)
-        begin = -(-end // _ALIGNED) * _ALIGNED
-    return found
-
-
-def round_size(n: int) -> int:
-    """The next round size above n.
-
-    >>> [round_size(n) for n in (1, 15, 16, 17, 100, 7168)]
-    [2, 16, 18, 18, 104, 7680]
-    """
-    step = max(1, 1 << max(0, n.bit_length() - _STEPS.bit_length()))
-    return (n // step + 1) * step
-
-
-def filled(batch: Batch) -> Batch:
-    """The batch with one more structure, so that it has a round number of atoms, mobile and others.
-
-    Its atoms are of kinds that the batch has, alone, and in the cell and window of the first structure.
-    """
-    mobile = batch.mobile
-    n_mobile, n_others = int(mobile.sum()), int((~mobile).sum())
-    more = [round_size(n_mobile) - n_mobile, round_size(n_others) - n_others]
-    kind = torch.tensor([int(mobile.nonzero()[0]), int((~mobile).nonzero()[0])])
-    rows = kind.repeat_interleave(torch.tensor(more))
-    positions = torch.zeros(len(rows), 3, dtype=batch.positions.dtype)
-    positions[:, 2] = _APART * torch.arange(1, len(rows) + 1)
-    return Batch(
-        numbers=torch.cat([batch.numbers, batch.numbers[rows]]),
-        positions=torch.cat([batch.positions, positions]),
-        tags=torch.cat([batch.tags, batch.tags[rows]]),
-        batch=torch.cat([batch.batch, torch.full_like(rows, batch.n_structures)]),
-        cell=torch.cat([batch.cell, batch.cell[:1]]),
-        window=torch.cat([batch.window, batch.window[:1]]),
-    )
-
-
 def filled_pairs(edges: Edges, n_atoms: int) -> Tensor:
     """The pairs of a filled batch of so many atoms, a round number: more are atoms in turn with their images far away."""
     n = edges.n_pairs
     more = round_size(n) - n
     atoms = torch.arange(more, device=edges.receiver.device) % n_atoms  # a kernel goes through an atom's edges in turn
-    far = atoms.new_full((2 * more,), _APART)
+    far = atoms.new_full((2 * more,), APART)  # lattice steps
     return torch.cat([edges.receiver[:n], atoms, edges.sender[:n], atoms, edges.shift[:n].flatten().long(), far])
 
 
@@ -208,8 +152,8 @@ class _Graph:
 class Graphs:
     """Losses of both networks of a model, whose gradients are put into their parameters.
 
-    Their inputs can be prepared by another thread while a graph is under way: on a stream of their own, and never while
-    one is recorded. They must be kept until the loss is known.
+    Their inputs can be brought to the device by another thread while a graph is under way: on a stream of their own, and
+    never while one is recorded. They must be kept until the loss is known.
     """
 
     def __init__(self, model: Model, kernel: Kernel) -> None:
@@ -217,41 +161,15 @@ class Graphs:
         self._alone = Lock()  # who uses the device in a way that recording would not bear, or records
         self.denoiser = Gradients(self._denoising_loss, model.denoiser, self._alone)
         self.force_field = Gradients(self._force_field_loss, model.force_field, self._alone)
-        self._stream = _stream_on(model.device, priority=-1)  # of what is prepared, which goes first
-        self._baseline = torch.zeros(119, dtype=torch.float64)  # eV of an atom of each atomic number
-        self._baseline[torch.tensor(model.card.numbers)] = model.force_field.baseline.cpu()
+        self._stream = _stream_on(model.device, priority=-1)  # of inputs, which go first
 
-    def for_denoiser(self, batch: Batch, sigma: Tensor, conditions: Tensor, normal: Tensor) -> Inputs:
-        """Prepares :func:`adlayer.training.losses.denoising_loss`, of a batch on the host."""
-        noisy, clean, rows = noised(self.kernel, batch, sigma, normal)
-        whole = filled(batch.with_positions(batch.positions.index_copy(0, rows, noisy)))
-        every = whole.mobile.nonzero()[:, 0]
-        drawn = {"noisy": noisy, "clean": clean, "sigma": sigma, "conditions": conditions}
-        sizes = {"noisy": len(every), "clean": len(every)}
-        others = {name: _lengthened(x, sizes.get(name, len(x) + 1)) for name, x in drawn.items()}
-        return self._inputs(
-            self.model.denoiser, whole, others | {"rows": every, "weight": _weights(len(rows), len(every))}
-        )
-
-    def for_force_field(self, frames: Sequence[Frame]) -> Inputs:
-        """Prepares the mean Huber losses of energies and forces of frames."""
-        batch, energies, forces = collate_frames(frames)
-        whole, n = filled(batch), len(frames)
-        aim = energies.index_add(0, batch.batch, self._baseline[batch.numbers], alpha=-1.0)
-        others = {
-            "energies": _lengthened(aim.float(), n + 1),
-            "counts": _lengthened(torch.bincount(batch.batch).float(), n + 1),
-            "of_energies": _weights(n, n + 1),
-            "forces": _lengthened(forces, len(whole.numbers)),
-            "of_forces": _weights(len(forces), len(whole.numbers))[:, None] / 3,
-        }
-        return self._inputs(self.model.force_field, whole, others)
-
-    def _inputs(self, network: Denoiser | ForceField, whole: Batch, others: dict[str, Tensor]) -> Inputs:
-        block, layout = packed(vars(whole) | others)
+    def inputs(self, network: Denoiser | ForceField, given: Packed) -> Inputs:
+        """What a network's loss is given, on the device."""
+        block, layout = torch.from_numpy(given[0]), given[1]
         with self._alone, torch.cuda.stream(self._stream) if self._stream else nullcontext():
             block = block.to(self.model.device)
-            pairs = filled_pairs(network.edges(_batch(unpacked(block, layout))), len(whole.numbers))
+            batch = _batch(unpacked(block, layout))
+            pairs = filled_pairs(network.edges(batch), len(batch.numbers))
             if self._stream:
                 self._stream.synchronize()
         return Inputs(block, layout, pairs)
@@ -272,13 +190,3 @@ class Graphs:
 
 def _batch(given: dict[str, Tensor]) -> Batch:
     return Batch(**{name: given[name] for name in ("numbers", "positions", "tags", "batch", "cell", "window")})
-
-
-def _lengthened(x: Tensor, n: int) -> Tensor:
-    """With copies of the first row behind, n rows."""
-    return torch.cat([x, x[:1].expand(n - len(x), *x.shape[1:])])
-
-
-def _weights(n: int, n_all: int) -> Tensor:
-    """Weights (n_all,) of a mean over the first n."""
-    return torch.zeros(n_all).index_fill(0, torch.arange(n), 1.0 / n)

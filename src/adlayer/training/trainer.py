@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -222,8 +223,7 @@ def train(
         weights = (model.state_dict(), average.state_dict(), best.state_dict(), best_scores)
         return TrainingState(step, elapsed(), *weights, optimizer.state_dict(), state_key(settings, dataset))
 
-    with ThreadPoolExecutor(1) as helper:
-        networks = kind(model, dataset, kernel, settings, helper)
+    with ThreadPoolExecutor(1) as helper, closing(kind(model, dataset, kernel, settings, helper)) as networks:
         while True:
             done = settings.fraction(step, elapsed()) >= 1.0
             if count and (done or step % settings.validate_every == 0):
