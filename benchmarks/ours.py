@@ -134,9 +134,11 @@ def training_rounds(
     """
     watch, costs = Stopwatch(), list[dict[str, Any]]()
 
-    def note(step: int, fraction: float, loss: float) -> None:  # a loss that is known has waited for the GPU
+    def note(step: int, fraction: float, loss: float) -> None:
         nonlocal watch
         if step >= warm and (step - warm) % work["steps"] == 0:
+            if work["device"] == "cuda":
+                torch.cuda.synchronize()
             if step > warm:
                 costs.append(watch.cost(work["steps"]))
             if enough(len(costs)):

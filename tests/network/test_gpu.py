@@ -132,18 +132,19 @@ def test_the_same_neighbours(device: str, cutoff: float, among_substrate: bool, 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
 def test_the_same_neighbours_by_bins(device: str, slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pairs and as edges by the atoms that they end on, in cells of three by three bins, of three by one, and of none.
+    """As pairs and as edges by the atoms that they end on, in cells of 3×3 bins, of 3×1, of 1×3, and without.
 
     One atom is lost, and near to none.
     """
     from adlayer.network.gpu import neighbours as on_gpu
 
     monkeypatch.setattr(on_gpu, "_FEW", 3)
-    large, long = slab(0).repeat((2, 2, 1)), slab(2).repeat((2, 1, 1))
-    large.info["confinement"] = long.info["confinement"] = [8.2, 12.5]
-    long.positions[-1] = float("nan")
-    batch = to_batch([large, slab(1), long], torch.float64)
-    assert pairs.strips_of(batch.cell, 3.2).tolist() == [[3, 3], [1, 1], [3, 1]]
+    several = [slab(0).repeat((2, 2, 1)), slab(1), slab(2).repeat((2, 1, 1)), slab(3).repeat((1, 2, 1))]
+    for atoms in several:
+        atoms.info["confinement"] = [8.2, 12.5]
+    several[2].positions[-1] = float("nan")
+    batch = to_batch(several, torch.float64)
+    assert pairs.strips_of(batch.cell, 3.2).tolist() == [[3, 3], [1, 1], [3, 1], [1, 3]]
     n = _compared(device, batch, 3.2, True)
     there = batch.to(device=device)
     edges = on_gpu.arrivals(there, there.positions, 3.2, on_gpu.Plan.of(there, 3.2))

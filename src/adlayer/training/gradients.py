@@ -66,6 +66,9 @@ def force_field_gradients(model: Model, dataset: Dataset, settings: Settings, st
 class Networks:
     """Adds the gradients of a step to those of both networks, zeros before: they share nothing, so each has a thread."""
 
+    behind = 0
+    """Steps that may be under way when another begins: losses of the last ones are not known yet."""
+
     def __init__(self, model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, helper: Executor) -> None:
         self.model, self.dataset, self.kernel, self.settings = model, dataset, kernel, settings
         self.helper = helper
@@ -92,6 +95,8 @@ class NetworksOnGpu(Networks):
     the device. Nothing here waits for the device: losses are known when they are asked for.
     """
 
+    behind = 1
+
     def __init__(
         self, model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, helper: Executor,
         workers: int | None = None,
@@ -105,12 +110,13 @@ class NetworksOnGpu(Networks):
         self._pool = _forked(self.preparation, workers) if workers else None
         self._drawn: dict[int, Future[tuple[Packed | None, Packed | None]]] = {}  # by step
         self._ahead: dict[int, Future[tuple[Inputs | None, Inputs | None]]] = {}
-        self._given: tuple[Inputs | None, Inputs | None] = None, None  # kept while the step is under way
+        self._given: list[tuple[Inputs | None, Inputs | None]] = []  # kept while steps are under way
         self.graphs = Graphs(model, kernel)
 
     def gradients(self, step: int) -> tuple[Loss, Loss]:
         """The losses of the denoiser and of the force field."""
-        self._given = examples, frames = self._ahead[step].result() if step in self._ahead else self._prepared(step)
+        examples, frames = self._ahead[step].result() if step in self._ahead else self._prepared(step)
+        self._given = [*self._given[-self.behind :], (examples, frames)]
         score = self._denoiser(step) if examples is None else self.graphs.denoiser(examples)
         force = self._force_field(step) if frames is None else self.graphs.force_field(frames)
         self._ahead = {step + 1: self.helper.submit(self._prepared, step + 1)}

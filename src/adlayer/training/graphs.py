@@ -99,8 +99,8 @@ class Gradients:
     def _plain(self, inputs: Inputs) -> Tensor:
         loss = self.loss(inputs)
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        pairs = [(p.grad, x) for p, x in zip(self.parameters, found, strict=True) if x is not None]
-        torch._foreach_copy_([there for there, _ in pairs], [x for _, x in pairs])
+        pairs = [(p.grad, x.contiguous()) for p, x in zip(self.parameters, found, strict=True) if x is not None]
+        torch._foreach_copy_([there for there, _ in pairs], [x for _, x in pairs])  # at once, if laid out alike
         return loss.detach()
 
     def _made(self, key: Any, inputs: Inputs, loss: Tensor) -> bool:

@@ -213,7 +213,7 @@ def train(
     kernel = make_kernel(settings.kernel)
     model.train()
     begun = last = time.monotonic()
-    sums, count = np.zeros(2), 0
+    sums, count, unread = np.zeros(2), 0, list[_Losses]()
     kind = NetworksOnGpu if compiled.for_gpu(model.device) else Networks
 
     def elapsed() -> float:
@@ -227,6 +227,7 @@ def train(
         while True:
             done = settings.fraction(step, elapsed()) >= 1.0
             if count and (done or step % settings.validate_every == 0):
+                sums, unread = sums + sum(losses() for losses in unread), []
                 rate, (score, error) = optimizer.param_groups[0]["lr"], sums / count
                 report = Report(step, elapsed(), rate, float(score), float(error), *validation(average))
                 best_scores = _keep_best(best, best_scores, average, report)
@@ -240,10 +241,13 @@ def train(
                 return best
             for group in optimizer.param_groups:
                 group["lr"] = _rate(settings, step, elapsed())
-            sums += _step(networks, vectors, averages, optimizer, settings, step)
+            unread.append(_step(networks, vectors, averages, optimizer, settings, step))
+            if len(unread) > networks.behind:
+                sums += unread.pop(0)()
             step, count = step + 1, count + 1
+            known = count - len(unread)
             try:
-                progress(step, settings.fraction(step, elapsed()), float(sums[0] / count))
+                progress(step, settings.fraction(step, elapsed()), float(sums[0] / known) if known else math.nan)
             except KeyboardInterrupt:
                 on_state(state_now())
                 raise
@@ -273,11 +277,14 @@ def state_key(settings: Settings, dataset: Dataset) -> str:
     return json.dumps({"data": dataset.data_hash, "state": _STATE, **fixed}, sort_keys=True)
 
 
+_Losses = Callable[[], np.ndarray]
+
+
 def _step(
     networks: Networks, vectors: list[torch.nn.Parameter], averages: list[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer, settings: Settings, step: int,
-) -> np.ndarray:  # fmt: skip
-    """One optimisation step of networks, each one vector, and of their averages; returns both losses."""
+) -> _Losses:  # fmt: skip
+    """One optimisation step of networks, each one vector, and of their averages; returns what waits for both losses."""
     optimizer.zero_grad(set_to_none=False)  # the networks' gradients are parts of the vectors'
     losses = networks.gradients(step)
     for vector in vectors:
@@ -286,7 +293,19 @@ def _step(
     keep = min(settings.average, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(averages, vectors, 1.0 - keep)
-    return np.array([float(loss) for loss in losses])  # waits for the device
+    if vectors[0].device.type != "cuda":
+        return lambda: np.array([float(loss) for loss in losses])
+    there = torch.empty(2, pin_memory=True)
+    for k, loss in enumerate(losses):
+        there[k].copy_(torch.as_tensor(loss), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def wait() -> np.ndarray:
+        event.synchronize()
+        return there.numpy().astype(float)
+
+    return wait
 
 
 def describe(dataset: Dataset) -> str:

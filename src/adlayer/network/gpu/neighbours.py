@@ -173,13 +173,18 @@ def _search(
         mine = tl.load(bins + i) - first_bin
         strips_a, strips_b = tl.load(strips + 2 * b), tl.load(strips + 2 * b + 1)
     k = b * 0
-    while k < (9 if BINS else 1):
-        if BINS:  # its own and those around it, each once
-            p, q = mine // strips_b + k // 3 - 1, mine % strips_b + k % 3 - 1
-            one_only = ((strips_a == 1) & (k // 3 != 1)) | ((strips_b == 1) & (k % 3 != 1))
-            at_bin = first_bin + (p + strips_a) % strips_a * strips_b + (q + strips_b) % strips_b
-            begin = tl.load(begins + at_bin)
-            end = tl.where(one_only, begin, tl.load(begins + at_bin + 1))
+    while k < (6 if BINS else 1):
+        if BINS:  # three rows of bins, each once; the three in a row lie together but where they wrap around
+            row = mine // strips_b + k // 2 - 1
+            bin_b = mine % strips_b
+            low, high = tl.maximum(bin_b - 1, 0), tl.minimum(bin_b + 2, strips_b)
+            wrapped = tl.where(bin_b == 0, strips_b - 1, 0)
+            wraps = (strips_b > 1) & ((bin_b == 0) | (bin_b == strips_b - 1))
+            low, high = tl.where(k % 2 == 0, low, wrapped), tl.where(k % 2 == 0, high, wrapped + wraps.to(tl.int64))
+            here_a = (strips_a > 1) | (k // 2 == 1)
+            at_row = first_bin + (row + strips_a) % strips_a * strips_b
+            begin = tl.load(begins + at_row + low)
+            end = tl.where(here_a, tl.load(begins + at_row + high), begin)
         while begin < end:
             slot = begin + tl.arange(0, TOGETHER)
             there = slot < end
