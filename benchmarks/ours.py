@@ -92,7 +92,9 @@ class _EnoughError(Exception):
     """Ends a training."""
 
 
-def _training(work: dict[str, Any], folder: Path, size: str, seed: int, progress: Callable[..., None]) -> dict[str, Any]:
+def _training(
+    work: dict[str, Any], folder: Path, size: str, seed: int, progress: Callable[..., None]
+) -> dict[str, Any]:
     """Train until ``progress`` ends it; returns atoms and edges of a structure."""
     structures = read(folder / "structures.extxyz", ":")
     for atoms in structures:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -24,13 +26,12 @@ from adlayer.network.graph import Batch
 from adlayer.network.heads import Denoiser
 from adlayer.network.model import Architecture, Model
 from adlayer.network.neighbours import neighbours
-from adlayer.training import filling, gradients
+from adlayer.training import filling, gradients, trainer
 from adlayer.training import graphs as module
-from adlayer.training import trainer
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset
-from adlayer.training.gradients import NetworksOnGpu, denoiser_gradients, force_field_gradients
 from adlayer.training.filling import Preparation, filled, round_size
+from adlayer.training.gradients import NetworksOnGpu, denoiser_gradients, force_field_gradients
 from adlayer.training.graphs import Graphs, filled_pairs
 from adlayer.training.losses import collate
 from adlayer.training.settings import Settings, make_kernel
@@ -172,10 +173,24 @@ def test_worker_processes_draw_the_same(dataset: Dataset, tiny: Architecture) ->
         process.kill()
         process.join()
         with pytest.warns(UserWarning, match="goes on without worker processes: one was killed"):
-            for step in range(2, 2 + 2 * gradients._AHEAD):
-                networks._draw(step)
+            assert len([networks._draw(step) for step in range(2, 2 + 2 * gradients._AHEAD)]) == 2 * gradients._AHEAD
         expected_gradients = _gradients(model, dataset, SETTINGS, 9, None)
         assert _differ(_gradients(model, dataset, SETTINGS, 9, networks), expected_gradients) < 1e-4
+
+
+def test_graphs_go_with_the_training(dataset: Dataset, tiny: Architecture) -> None:
+    """Their memory is free at once, not when Python next looks for cycles."""
+    model = make_model(dataset, tiny, SETTINGS).train()
+    networks = _networks(model, dataset, SETTINGS)
+    networks.gradients(0)
+    there = weakref.ref(networks.graphs.denoiser)
+    gc.disable()
+    try:
+        networks.close()
+        del networks
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_a_graph_that_is_wrong_is_not_used(

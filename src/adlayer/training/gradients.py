@@ -64,7 +64,7 @@ def force_field_gradients(model: Model, dataset: Dataset, settings: Settings, st
 
 
 class Networks:
-    """Adds the gradients of a step to those of both networks, zeros before: they share nothing, so each has a thread."""
+    """Adds the gradients of a step to those of both networks, zeros before; each has a thread: they share nothing."""
 
     behind = 0
     """Steps that may be under way when another begins: losses of the last ones are not known yet."""
@@ -126,8 +126,10 @@ class NetworksOnGpu(Networks):
 
     def close(self) -> None:
         """End the workers."""
+        global _preparation
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            _preparation = None
 
     def _prepared(self, step: int) -> tuple[Inputs | None, Inputs | None]:
         """What the graphs are given; nothing where a network is not trained, or its batch too large for one block."""

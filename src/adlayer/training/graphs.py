@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -46,7 +47,7 @@ class Inputs:
 
 
 def filled_pairs(edges: Edges, n_atoms: int) -> Tensor:
-    """The pairs of a filled batch of so many atoms, a round number: more are atoms in turn with their images far away."""
+    """The pairs of a filled batch of so many atoms, a round number: the rest are atoms with their images far away."""
     n = edges.n_pairs
     more = round_size(n) - n
     atoms = torch.arange(more, device=edges.receiver.device) % n_atoms  # a kernel goes through an atom's edges in turn
@@ -57,8 +58,8 @@ def filled_pairs(edges: Edges, n_atoms: int) -> Tensor:
 class Gradients:
     """Gradients of ``loss(inputs)`` in a network's parameters, put in the place of those that are there (``grad``).
 
-    On a GPU they are worked out on a stream of their own: they are there for those that :meth:`join`. Graphs recorded on
-    one stream share memory that products work in, so two that run side by side must be of two.
+    On a GPU they are worked out on a stream of their own, and there for those that :meth:`join`. Graphs recorded on one
+    stream share memory that products work in, so two that run side by side must be of two.
     """
 
     def __init__(
@@ -99,13 +100,18 @@ class Gradients:
     def _plain(self, inputs: Inputs) -> Tensor:
         loss = self.loss(inputs)
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        pairs = [(p.grad, x.contiguous()) for p, x in zip(self.parameters, found, strict=True) if x is not None]
-        torch._foreach_copy_([there for there, _ in pairs], [x for _, x in pairs])  # at once, if laid out alike
+        pairs = zip(self._gradients(), found, strict=True)
+        there, new = zip(*[(a, b.contiguous()) for a, b in pairs if b is not None], strict=True)
+        torch._foreach_copy_(there, new)  # at once, where they are laid out alike
         return loss.detach()
+
+    def _gradients(self) -> list[Tensor]:
+        """Where they are put."""
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     def _made(self, key: Any, inputs: Inputs, loss: Tensor) -> bool:
         """Make a graph for inputs of these sizes; whether it gives what PyTorch's operations gave."""
-        there = [p.grad for p in self.parameters if p.grad is not None]
+        there = self._gradients()
         expected = [x.clone() for x in there]
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -152,40 +158,42 @@ class _Graph:
 class Graphs:
     """Losses of both networks of a model, whose gradients are put into their parameters.
 
-    Their inputs can be brought to the device by another thread while a graph is under way: on a stream of their own, and
-    never while one is recorded. They must be kept until the loss is known.
+    Another thread can bring their inputs to the device while a graph is under way: on a stream of their own, and never
+    while one is recorded. They must be kept until the loss is known.
     """
 
     def __init__(self, model: Model, kernel: Kernel) -> None:
-        self.model, self.kernel = model, kernel
+        self.device = model.device
         self._alone = Lock()  # who uses the device in a way that recording would not bear, or records
-        self.denoiser = Gradients(self._denoising_loss, model.denoiser, self._alone)
-        self.force_field = Gradients(self._force_field_loss, model.force_field, self._alone)
+        self.denoiser = Gradients(partial(_denoising_loss, model, kernel), model.denoiser, self._alone)
+        self.force_field = Gradients(partial(_force_field_loss, model), model.force_field, self._alone)
         self._stream = _stream_on(model.device, priority=-1)  # of inputs, which go first
 
     def inputs(self, network: Denoiser | ForceField, given: Packed) -> Inputs:
         """What a network's loss is given, on the device."""
         block, layout = torch.from_numpy(given[0]), given[1]
         with self._alone, torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            block = block.to(self.model.device)
+            block = block.to(self.device)
             batch = _batch(unpacked(block, layout))
             pairs = filled_pairs(network.edges(batch), len(batch.numbers))
             if self._stream:
                 self._stream.synchronize()
         return Inputs(block, layout, pairs)
 
-    def _denoising_loss(self, inputs: Inputs) -> Tensor:
-        given = unpacked(inputs.block, inputs.layout)
-        batch, edges = _batch(given), inputs.edges(given["positions"].dtype)
-        drawn = {name: given[name] for name in ("sigma", "conditions", "noisy", "clean", "rows", "weight")}
-        return noised_loss(self.model, self.kernel, batch, edges=edges, **drawn)
 
-    def _force_field_loss(self, inputs: Inputs) -> Tensor:
-        given = unpacked(inputs.block, inputs.layout)
-        energies, forces = self.model.force_field(_batch(given), inputs.edges(given["positions"].dtype))
-        energy = (energies - given["energies"]) / given["counts"]
-        loss = huber(energy, ENERGY_UNIT, given["of_energies"])
-        return loss + huber(forces - given["forces"], FORCE_UNIT, given["of_forces"])
+def _denoising_loss(model: Model, kernel: Kernel, inputs: Inputs) -> Tensor:
+    given = unpacked(inputs.block, inputs.layout)
+    batch, edges = _batch(given), inputs.edges(given["positions"].dtype)
+    drawn = {name: given[name] for name in ("sigma", "conditions", "noisy", "clean", "rows", "weight")}
+    return noised_loss(model, kernel, batch, edges=edges, **drawn)
+
+
+def _force_field_loss(model: Model, inputs: Inputs) -> Tensor:
+    given = unpacked(inputs.block, inputs.layout)
+    energies, forces = model.force_field(_batch(given), inputs.edges(given["positions"].dtype))
+    energy = (energies - given["energies"]) / given["counts"]
+    loss = huber(energy, ENERGY_UNIT, given["of_energies"])
+    return loss + huber(forces - given["forces"], FORCE_UNIT, given["of_forces"])
 
 
 def _batch(given: dict[str, Tensor]) -> Batch:

@@ -281,8 +281,8 @@ _Losses = Callable[[], np.ndarray]
 
 
 def _step(
-    networks: Networks, vectors: list[torch.nn.Parameter], averages: list[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer, settings: Settings, step: int,
+    networks: Networks, vectors: list[torch.Tensor], averages: list[torch.Tensor], optimizer: torch.optim.Optimizer,
+    settings: Settings, step: int,
 ) -> _Losses:  # fmt: skip
     """One optimisation step of networks, each one vector, and of their averages; returns what waits for both losses."""
     optimizer.zero_grad(set_to_none=False)  # the networks' gradients are parts of the vectors'

@@ -1,4 +1,4 @@
-"""What a mixing of PaiNN does between its matrix products, and its gradients, on a GPU: one kernel for a dozen operations.
+"""What a mixing of PaiNN does between its matrix products on a GPU, and its gradients: a kernel for a dozen operations.
 
 Where a gradient of the gradient is wanted, as for forces, the gradient is worked out by PyTorch's operations.
 """
@@ -15,9 +15,11 @@ from torch import Tensor
 _ELEMENTS = 1024  # of a program
 
 
-def joined(s: Tensor, mixed: Tensor, more: Tensor | None, structure: Tensor | None, epsilon: float) -> tuple[Tensor, ...]:
+def joined(
+    s: Tensor, mixed: Tensor, more: Tensor | None, structure: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`adlayer.network.painn.joined`."""
-    found: tuple[Tensor, ...] = _Joined.apply(s, mixed, more, structure, epsilon)
+    found: tuple[Tensor, Tensor, Tensor] = _Joined.apply(s, mixed, more, structure, epsilon)
     return found
 
 
