@@ -11,6 +11,7 @@ and with few steps: the difference counts, so that what is done once for a batch
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import tempfile
@@ -189,6 +190,8 @@ def rounds(run: Run, once: Callable[[int], dict[str, Any]], seconds: float) -> l
 
 def our_side(run: Run, work: Work, folder: Path, name: str, seconds: float) -> dict[str, Any]:
     """Ours in this process."""
+    gc.collect()
+    run.peak()  # counts from here
     content = asdict(work) | {"network": asdict(Network()), "window": list(structures(work, 1)[0].info["confinement"])}
     if work.kind == "sample":
         return side(work, rounds(run, prepare_sampling(content, folder, name), seconds))

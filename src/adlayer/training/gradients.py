@@ -25,6 +25,7 @@ from adlayer.training.losses import ENERGY_UNIT, FORCE_UNIT, collate, denoising_
 from adlayer.training.settings import Settings
 
 _WORKERS, _AHEAD = 2, 4  # processes that prepare, and steps
+_PATIENCE = 60.0  # s, until they answer
 
 Loss = float | Tensor  # without dimensions
 _preparation: Preparation | None = None  # of a worker process, or of the last of this one's
@@ -107,7 +108,7 @@ class NetworksOnGpu(Networks):
         self.preparation = Preparation(dataset, model.card, settings, kernel, baseline, model.device)
         if workers is None:
             workers = min(_WORKERS, default_workers() - 1) if model.device.type == "cuda" else 0
-        self._pool = _forked(self.preparation, workers) if workers else None
+        self._pool = _forked(self.preparation, workers)
         self._drawn: dict[int, Future[tuple[Packed | None, Packed | None]]] = {}  # by step
         self._ahead: dict[int, Future[tuple[Inputs | None, Inputs | None]]] = {}
         self._given: list[tuple[Inputs | None, Inputs | None]] = []  # kept while steps are under way
@@ -155,15 +156,21 @@ class NetworksOnGpu(Networks):
             return self.preparation(step)
 
 
-def _forked(preparation: Preparation, workers: int) -> Executor:
-    """Processes that have the data already and touch no device, forked at once."""
+def _forked(preparation: Preparation, workers: int) -> Executor | None:
+    """Processes that have the data already and touch no device, forked at once; nothing where they cannot be had."""
     global _preparation
+    if workers < 1:
+        return None
     _preparation = preparation
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():  # there may be threads: none of ours, none that holds what is needed
         warnings.simplefilter("ignore", DeprecationWarning)
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
-        pool.submit(int).result()
+        try:
+            pool.submit(int).result(_PATIENCE)
+        except (BrokenExecutor, TimeoutError):
+            pool.shutdown(wait=False, cancel_futures=True)
+            return None
     return pool
 
 
