@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 
 from adlayer import __version__
 from adlayer.cli import app
@@ -157,6 +158,7 @@ MISTAKES = {
     "no lattice constant": (["substrate", "Ce(111)", "-o", "s.extxyz"], "give --lattice"),
     "nothing to build": (["substrate", "-o", "s.extxyz"], "give one"),
     "lattice of a file": (["substrate", "--from", "gold.extxyz", "--lattice", "4", "-o", "s.extxyz"], "leave them out"),
+    "a crystal": (["substrate", "--from", "bulk.xyz", "-o", "s.extxyz"], "2.0 Å between its images along z"),
     "unknown format": (["substrate", "Ag(111)", "-o", "s.foo"], "no format"),
     "unwritable": (["substrate", "Ag(111)", "-o", "gold.extxyz/s.extxyz"], "cannot be written"),
     "output is a folder": (["relax", "gold.extxyz", "--calculator", "emt", "-o", "folder.traj"], "is a folder"),
@@ -218,6 +220,7 @@ def test_a_mistake_is_one_sentence(adlayer: Run, place: Path, name: str, monkeyp
     gold.positions[0] = gold.positions[1] + [0, 0, 0.3]
     write_structures("overlap.extxyz", [gold])
     write_structures("plain.xyz", [Atoms("Au2", [(0, 0, 0), (0, 0, 2.6)])])
+    write_structures("bulk.xyz", [bulk("Ag", a=4.0, cubic=True)])
     Path("molecule.xyz").write_text("2\n\nO 0 0 0\nO 0 0 1.2\n")
     broken = gold.copy()
     broken.positions[1, 2] = np.nan

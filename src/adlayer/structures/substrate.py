@@ -31,6 +31,7 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Atoms]] = {
 }
 _BOTTOM_MARGIN = 1.0  # Å below the lowest layer
 _TOP_MARGIN = 10.0  # Å above the window
+_LEAST_VACUUM = 4.0  # Å, more than there is between the layers of any crystal
 _MOST_ATOMS = 100_000
 _CLOSEST, _FARTHEST = 0.6, 2.0  # (1×1) vectors in units of twice the covalent radius
 _OVERLAP = 0.6  # fraction of the sum of covalent radii below which two atoms overlap
@@ -166,6 +167,12 @@ def prepare_substrate(
         raise UserError("the slab holds no atoms: give a file with a crystal surface")
     if not has_plane_cell(slab):
         raise UserError("the slab has no cell in the plane: give a file with two lattice vectors in x and y")
+    gap = float(slab.cell.array[2, 2] - np.ptp(slab.positions[:, 2]))
+    if slab.pbc[2] and gap < _LEAST_VACUUM:
+        raise UserError(
+            f"the slab is a bulk crystal, with {gap:.1f} Å between its images along z: "
+            "cut a surface with vacuum from it, such as by ase.build.surface"
+        )
     slab = slab.copy()
     slab.set_constraint()
     slab.calc = None
