@@ -158,7 +158,7 @@ MISTAKES = {
     "no lattice constant": (["substrate", "Ce(111)", "-o", "s.extxyz"], "give --lattice"),
     "nothing to build": (["substrate", "-o", "s.extxyz"], "give one"),
     "lattice of a file": (["substrate", "--from", "gold.extxyz", "--lattice", "4", "-o", "s.extxyz"], "leave them out"),
-    "a crystal": (["substrate", "--from", "bulk.xyz", "-o", "s.extxyz"], "2.0 Å between its images along z"),
+    "a crystal": (["substrate", "--from", "bulk.xyz", "-o", "s.extxyz"], "2.0 Å between its layers at most"),
     "unknown format": (["substrate", "Ag(111)", "-o", "s.foo"], "no format"),
     "unwritable": (["substrate", "Ag(111)", "-o", "gold.extxyz/s.extxyz"], "cannot be written"),
     "output is a folder": (["relax", "gold.extxyz", "--calculator", "emt", "-o", "folder.traj"], "is a folder"),

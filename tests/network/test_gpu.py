@@ -16,7 +16,7 @@ from ase import Atoms
 from torch import Tensor
 
 from adlayer import compiled
-from adlayer.network import inference, message, pairs
+from adlayer.network import inference, message, painn, pairs
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.heads import Denoiser, ForceField
 from adlayer.network.inference import FastDenoiser, FastForceField, fast_denoiser, fast_force_field
@@ -97,6 +97,29 @@ def test_training_is_that_of_pytorch(device: str, slab: Slab, monkeypatch: pytes
     assert len(found) == len(expected) > 40
     for a, b in zip(found, expected, strict=True):
         assert float((a - b).abs().max()) <= 1e-10 * float(b.abs().max())
+
+
+def test_mixing_in_any_layout(device: str) -> None:
+    """Gradients of gradients too, of arguments that do not lie together."""
+    from adlayer.network.gpu import mixing
+
+    torch.manual_seed(0)
+    shapes = ((4, 3), (3, 4, 6), (2, 6), (4, 3), (3, 4, 3), (4, 9))
+    s, mixed, more, s_2, v, a = (torch.randn(shape, dtype=torch.float64, device=device) for shape in shapes)
+    structure = torch.tensor([0, 0, 1, 1], device=device)
+    given = [x.T.contiguous().T if x.dim() == 2 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in
+             (s, mixed, more, s_2, v, a)]  # fmt: skip
+    assert not any(x.is_contiguous() for x in given)
+    results = []
+    for join, update in ((mixing.joined, mixing.updated), (painn.joined, painn.updated)):
+        leaves = [x.clone(memory_format=torch.preserve_format).requires_grad_() for x in given]
+        both, dot, second = join(*leaves[:3], structure, 1e-8)
+        found = [both, *update(leaves[3], leaves[4], second, dot, leaves[5])]
+        first = torch.autograd.grad(sum(x.pow(3).sum() for x in found), leaves, create_graph=True)
+        twice = torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+        results.append([x.detach().cpu() for x in (*found, *first, *twice)])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 def test_a_sign_that_is_wrong_is_seen(device: str, slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,33 @@ def test_any_slab() -> None:
     check_substrate(stepped)
 
 
+def test_a_slab_across_the_boundary_of_its_cell() -> None:
+    """As periodic codes write it; a third vector of no length is no matter."""
+    slab = fcc111("Pt", (1, 1, 4), a=3.98, vacuum=7.0)
+    expected = prepare_substrate(slab)
+    slab.pbc = True
+    slab.positions[:, 2] -= 9.0
+    across = slab.copy()
+    across.wrap()
+    assert np.ptp(across.positions[:, 2]) > 15.0
+    flat = slab.copy()
+    flat.cell[2] = 0.0
+    for one in (slab, across, flat):
+        found = prepare_substrate(one)
+        assert found.get_tags().tolist() == [4, 3, 2, 1]
+        assert np.abs(found.positions - expected.positions).max() < 1e-9
+    with pytest.raises(UserError, match=r"bulk crystal, with 2\.3 Å between its layers"):
+        prepare_substrate(_crystal())
+
+
+def _crystal() -> Atoms:
+    """Layers of Pt(111) without vacuum."""
+    slab = fcc111("Pt", (1, 1, 3), a=3.98)
+    slab.cell[2] = [0.0, 0.0, 3 * 3.98 / np.sqrt(3)]
+    slab.pbc = True
+    return slab
+
+
 def test_lattice_constants_of_the_default_calculator() -> None:
     assert default_lattice("Ag(111)")[:2] == (4.167, None)
     a, covera, source = default_lattice("Ru(0001)")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import multiprocessing
 import os
+import signal
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,7 +34,7 @@ from adlayer.training import filling, gradients, trainer
 from adlayer.training import graphs as module
 from adlayer.training.checkpoint import TrainingState
 from adlayer.training.dataset import Dataset
-from adlayer.training.filling import Preparation, filled, round_size
+from adlayer.training.filling import Packed, Preparation, filled, round_size
 from adlayer.training.gradients import NetworksOnGpu, denoiser_gradients, force_field_gradients
 from adlayer.training.graphs import Graphs, filled_pairs
 from adlayer.training.losses import collate
@@ -158,24 +162,65 @@ def test_batches_are_prepared_a_step_ahead(
 
 
 def test_worker_processes_draw_the_same(dataset: Dataset, tiny: Architecture) -> None:
-    """Whether they draw a batch or this process does, and when one was killed."""
-    model = make_model(dataset, tiny, SETTINGS).train()
-    networks = NetworksOnGpu(model, dataset, make_kernel("exact"), SETTINGS, AtOnce(1), workers=2)
+    networks = _with_workers(dataset, tiny)
     with closing(networks):
+        assert networks._pool is not None
         for step in range(2):
-            for found, expected in zip(networks._draw(step), networks.preparation(step), strict=True):
-                assert found is not None
-                assert expected is not None
-                assert found[1] == expected[1]
-                assert (found[0] == expected[0]).all()
-        assert isinstance(networks._pool, ProcessPoolExecutor)
-        process = next(iter(networks._pool._processes.values()))
-        process.kill()
-        process.join()
-        with pytest.warns(UserWarning, match="goes on without worker processes: one was killed"):
-            assert len([networks._draw(step) for step in range(2, 2 + 2 * gradients._AHEAD)]) == 2 * gradients._AHEAD
-        expected_gradients = _gradients(model, dataset, SETTINGS, 9, None)
-        assert _differ(_gradients(model, dataset, SETTINGS, 9, networks), expected_gradients) < 1e-4
+            _alike(networks._draw(step), networks.preparation(step))
+
+
+def _with_workers(dataset: Dataset, size: Architecture) -> NetworksOnGpu:
+    model = make_model(dataset, size, SETTINGS).train()
+    return NetworksOnGpu(model, dataset, make_kernel("exact"), SETTINGS, AtOnce(1), workers=2)
+
+
+def _alike(found: tuple[Packed | None, Packed | None], expected: tuple[Packed | None, Packed | None]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None
+        assert b is not None
+        assert a[1] == b[1]
+        assert (a[0] == b[0]).all()
+
+
+def test_a_training_survives_its_workers(dataset: Dataset, tiny: Architecture) -> None:
+    """Killed, while this process handles what would end it, as the commands do: the others do not live on."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        for _ in range(5):
+            networks = _with_workers(dataset, tiny)
+            networks._draw(0)
+            assert networks._pool is not None
+            processes = list(networks._pool._processes.values())
+            processes[0].kill()
+            with pytest.warns(UserWarning, match="goes on without worker processes: one was killed"):
+                _alike([networks._draw(step) for step in range(1, 12)][-1], networks.preparation(11))
+            networks.close()
+            for process in processes:
+                process.join(10.0)
+                assert process.exitcode is not None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("name", ["that do not answer", "that cannot be had"])
+def test_a_training_without_workers(
+    name: str, dataset: Dataset, tiny: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "that do not answer":
+        monkeypatch.setattr(gradients, "_start", partial(time.sleep, 600.0))
+        monkeypatch.setattr(gradients, "_PATIENCE", 0.2)
+    else:
+        monkeypatch.setattr(os, "fork", _refused)
+    networks = _with_workers(dataset, tiny)
+    assert networks._pool is None
+    for process in multiprocessing.active_children():
+        process.join(10.0)
+        assert process.exitcode is not None
+    _alike(networks._draw(1), networks.preparation(1))
+
+
+def _refused() -> int:
+    raise OSError(errno.ENOMEM, "planted")
 
 
 def test_graphs_go_with_the_training(dataset: Dataset, tiny: Architecture) -> None:

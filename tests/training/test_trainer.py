@@ -54,6 +54,11 @@ def test_resumed_is_uninterrupted_bit_for_bit(dataset: Dataset, tiny: Architectu
     assert not _equal(whole, train(dataset, tiny, SETTINGS, state=forgetful))
 
 
+def test_nothing_to_train_is_refused(dataset: Dataset, tiny: Architecture) -> None:
+    with pytest.raises(UserError, match="there is nothing to train"):
+        train(dataset, tiny, replace(SETTINGS, batch=0, force_batch=0))
+
+
 def test_validation_takes_nothing_from_the_training(dataset: Dataset, tiny: Architecture) -> None:
     """States saved often, or never before the end, change no bit."""
     often: list[Report] = []

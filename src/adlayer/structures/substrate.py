@@ -167,13 +167,8 @@ def prepare_substrate(
         raise UserError("the slab holds no atoms: give a file with a crystal surface")
     if not has_plane_cell(slab):
         raise UserError("the slab has no cell in the plane: give a file with two lattice vectors in x and y")
-    gap = float(slab.cell.array[2, 2] - np.ptp(slab.positions[:, 2]))
-    if slab.pbc[2] and gap < _LEAST_VACUUM:
-        raise UserError(
-            f"the slab is a bulk crystal, with {gap:.1f} Å between its images along z: "
-            "cut a surface with vacuum from it, such as by ase.build.surface"
-        )
     slab = slab.copy()
+    _unwrap(slab)
     slab.set_constraint()
     slab.calc = None
     slab.cell[:2, 2] = 0.0
@@ -208,6 +203,29 @@ def prepare_substrate(
     substrate.info = info
     check_substrate(substrate)
     return substrate
+
+
+def _unwrap(slab: Atoms) -> None:
+    """Bring atoms that lie across the cell's boundary along z to the others, where the slab is periodic there.
+
+    Raises
+    ------
+    UserError
+        If there is no vacuum.
+    """
+    c = slab.cell.array[2]
+    if not (slab.pbc[2] and c[2] > 0):
+        return
+    heights = np.sort(slab.positions[:, 2] % c[2])
+    gaps = np.diff(heights, append=heights[0] + c[2])
+    widest = int(np.argmax(gaps))
+    if gaps[widest] < _LEAST_VACUUM:
+        raise UserError(
+            f"the slab is a bulk crystal, with {gaps[widest]:.1f} Å between its layers at most: "
+            "cut a surface with vacuum from it, such as by ase.build.surface"
+        )
+    bottom = heights[(widest + 1) % len(heights)]
+    slab.positions -= np.floor((slab.positions[:, 2] - bottom) / c[2] + 1e-9)[:, None] * c
 
 
 def has_plane_cell(atoms: Atoms) -> bool:

@@ -41,18 +41,9 @@ class Example:
     energy_above: float  # eV per overlayer atom above the lowest of the same composition
 
     def repeat(self, n: int, m: int) -> Example:
-        """The structure repeated n×m in the plane, once and for all; energies per atom stay."""
+        """The structure repeated n×m in the plane; energies per atom stay."""
         if n == m == 1:
             return self
-        if (n, m) not in self._repeated:
-            self._repeated[n, m] = self._repeat(n, m)
-        return self._repeated[n, m]
-
-    @cached_property
-    def _repeated(self) -> dict[tuple[int, int], Example]:
-        return {}
-
-    def _repeat(self, n: int, m: int) -> Example:
         steps = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), -1).reshape(-1, 2) @ self.cell
         offsets = np.concatenate([steps, np.zeros((len(steps), 1))], axis=1)
         positions = (self.positions[None] + offsets[:, None]).reshape(-1, 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
 import warnings
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 
@@ -28,7 +29,7 @@ _WORKERS, _AHEAD = 2, 4  # processes that prepare, and steps
 _PATIENCE = 60.0  # s, until they answer
 
 Loss = float | Tensor  # without dimensions
-_preparation: Preparation | None = None  # of a worker process, or of the last of this one's
+_preparation: Preparation | None = None  # of a worker process
 
 
 def denoiser_gradients(model: Model, dataset: Dataset, kernel: Kernel, settings: Settings, step: int) -> float:
@@ -127,10 +128,9 @@ class NetworksOnGpu(Networks):
 
     def close(self) -> None:
         """End the workers."""
-        global _preparation
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            _preparation = None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
     def _prepared(self, step: int) -> tuple[Inputs | None, Inputs | None]:
         """What the graphs are given; nothing where a network is not trained, or its batch too large for one block."""
@@ -142,39 +142,51 @@ class NetworksOnGpu(Networks):
 
     def _draw(self, step: int) -> tuple[Packed | None, Packed | None]:
         """By a worker, who goes on with later steps; here, if there is none or one was killed."""
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             return self.preparation(step)
         try:
             for later in range(step, step + _AHEAD):
                 if later not in self._drawn:
-                    self._drawn[later] = self._pool.submit(_prepare, later)
+                    self._drawn[later] = pool.submit(_prepare, later)
             return self._drawn.pop(step).result()
         except BrokenExecutor:
             warnings.warn("training goes on without worker processes: one was killed", stacklevel=2)
-            self.close()
             self._pool = None
+            _end(pool)
             return self.preparation(step)
 
 
-def _forked(preparation: Preparation, workers: int) -> Executor | None:
+def _forked(preparation: Preparation, workers: int) -> ProcessPoolExecutor | None:
     """Processes that have the data already and touch no device, forked at once; nothing where they cannot be had."""
     global _preparation
-    if workers < 1:
-        return None
+    pool = None
     _preparation = preparation
-    context = multiprocessing.get_context("fork")
-    with warnings.catch_warnings():  # there may be threads: none of ours, none that holds what is needed
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
-        try:
-            pool.submit(int).result(_PATIENCE)
-        except (BrokenExecutor, TimeoutError):
-            pool.shutdown(wait=False, cancel_futures=True)
-            return None
+    try:
+        with warnings.catch_warnings():  # there may be threads: none of ours, none that holds what is needed
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if workers:
+                context = multiprocessing.get_context("fork")
+                pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+                pool.submit(int).result(_PATIENCE)
+    except (BrokenExecutor, TimeoutError, OSError, ValueError, ImportError):
+        if pool is not None:
+            _end(pool)
+        pool = None
+    finally:
+        _preparation = None  # the workers have theirs
     return pool
 
 
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Kill the workers of a pool, whatever they wait for."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _start() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handlers are not for us
     start_worker()
     torch.set_num_threads(1)
     gc.disable()  # nothing of the parent's is freed here

@@ -90,11 +90,13 @@ class Gradients:
     def _found(self, inputs: Inputs) -> Tensor:
         key = inputs.layout, len(inputs.pairs)
         graph = self._graphs.get(key)
-        if graph is not None and self.works:
+        if graph is not None:
             return graph(inputs)
         loss = self._plain(inputs)
         if self.works and len(self._graphs) < _GRAPHS:
             self.works = self._made(key, inputs, loss)
+            if not self.works:
+                self._graphs.clear()
         return loss
 
     def _plain(self, inputs: Inputs) -> Tensor:

@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -172,7 +172,8 @@ def train(
     on_state
         Called with what the training can go on from, at the end too.
     progress
-        Called after each step with its number, the fraction done and the loss. A ``KeyboardInterrupt`` that it raises
+        Called after each step with its number, the fraction done and the mean loss since the last report, NaN where no
+        loss is known yet (a GPU is a step behind). A ``KeyboardInterrupt`` that it raises
         ends the training after one more state.
 
     Returns
@@ -183,7 +184,7 @@ def train(
     Raises
     ------
     UserError
-        See :func:`make_model`.
+        See :func:`make_model`; if neither network is to be trained.
     """
     model = make_model(dataset, architecture, settings, start).to(device)
     average = copy.deepcopy(model).eval()
@@ -193,6 +194,8 @@ def train(
         for name, data in (("denoiser", settings.batch), ("force_field", settings.force_batch and dataset.frames))
         if data
     ]
+    if not taught:
+        raise UserError("there is nothing to train: give a batch for the denoiser or, with frames, for the force field")
     vectors = [joined(getattr(model, name), gradients=True) for name in taught]
     averages = [joined(getattr(average, name)) for name in taught]
     optimizer = torch.optim.AdamW(
@@ -223,7 +226,11 @@ def train(
         weights = (model.state_dict(), average.state_dict(), best.state_dict(), best_scores)
         return TrainingState(step, elapsed(), *weights, optimizer.state_dict(), state_key(settings, dataset))
 
-    with ThreadPoolExecutor(1) as helper, closing(kind(model, dataset, kernel, settings, helper)) as networks:
+    with (
+        torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext(),
+        ThreadPoolExecutor(1) as helper,
+        closing(kind(model, dataset, kernel, settings, helper)) as networks,
+    ):
         while True:
             done = settings.fraction(step, elapsed()) >= 1.0
             if count and (done or step % settings.validate_every == 0):

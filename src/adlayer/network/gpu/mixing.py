@@ -34,6 +34,7 @@ class _Joined(torch.autograd.Function):
     def forward(
         ctx: Any, s: Tensor, mixed: Tensor, more: Tensor | None, structure: Tensor | None, epsilon: float
     ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(mixed, structure)
         s, mixed = s.contiguous(), mixed.contiguous()
         atoms, features = s.shape
         both, dot, second = s.new_empty(atoms, 2 * features), torch.empty_like(s), mixed.new_empty(3, *s.shape)
@@ -42,7 +43,6 @@ class _Joined(torch.autograd.Function):
             s, mixed, image, of, both, dot, second, atoms, EPSILON=epsilon, MORE=more is not None, F=features,
             BLOCK=_ELEMENTS,
         )  # fmt: skip
-        ctx.save_for_backward(mixed, structure)
         ctx.epsilon, ctx.structures = epsilon, None if more is None else len(more)
         return both, dot, second
 
@@ -59,8 +59,8 @@ class _Joined(torch.autograd.Function):
             to_first = g[:, features:] / norm * first + h * second
             to_mixed = torch.cat([to_first, k + h * first], dim=-1)
             return g[:, :features], to_mixed, to_more, None, None
-        to_s, to_mixed = torch.empty_like(h, memory_format=torch.contiguous_format), torch.empty_like(mixed)
-        inputs = g.contiguous(), h.contiguous(), k.contiguous(), mixed
+        inputs = g, h, k, mixed = tuple(x.contiguous() for x in (g, h, k, mixed))
+        to_s, to_mixed = torch.empty_like(h), torch.empty_like(mixed)
         _join_gradient[_grid(h)](*inputs, to_s, to_mixed, len(h), EPSILON=ctx.epsilon, F=features, BLOCK=_ELEMENTS)
         return to_s, to_mixed, to_more, None, None
 
@@ -68,10 +68,10 @@ class _Joined(torch.autograd.Function):
 class _Updated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor, v: Tensor, second: Tensor, dot: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = s, v, second, dot, a = tuple(x.contiguous() for x in (s, v, second, dot, a))
+        ctx.save_for_backward(second, dot, a)
+        inputs = s, v, *_ = tuple(x.contiguous() for x in (s, v, second, dot, a))
         new_s, new_v = torch.empty_like(s), torch.empty_like(v)
         _update[_grid(s)](*inputs, new_s, new_v, len(s), F=s.shape[1], BLOCK=_ELEMENTS)
-        ctx.save_for_backward(second, dot, a)
         return new_s, new_v
 
     @staticmethod
@@ -81,10 +81,9 @@ class _Updated(torch.autograd.Function):
             _, gate, product = a.chunk(3, dim=-1)
             to_a = torch.cat([g, (h * second).sum(dim=0), g * dot], dim=-1)
             return g, h, h * gate, g * product, to_a
-        g, h = g.contiguous(), h.contiguous()
-        to_second, to_dot, to_a = torch.empty_like(second), torch.empty_like(dot), torch.empty_like(a)
-        outputs = to_second, to_dot, to_a
-        _update_gradient[_grid(g)](g, h, second, dot, a, *outputs, len(g), F=g.shape[1], BLOCK=_ELEMENTS)
+        inputs = g, h, *saved = tuple(x.contiguous() for x in (g, h, second, dot, a))
+        outputs = [torch.empty_like(x) for x in saved]
+        _update_gradient[_grid(g)](*inputs, *outputs, len(g), F=g.shape[1], BLOCK=_ELEMENTS)
         return g, h, *outputs
 
 
