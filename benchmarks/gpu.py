@@ -26,7 +26,7 @@ from threading import Timer
 from typing import Any
 
 import torch
-from ours import architecture, prepare_sampling, training_rounds
+from ours import architecture, dataset_of, prepare_sampling, training_rounds
 from results import machine, record, spread
 from scaling import SIZES, cell_of, exponent
 from turns import Worker, WorkerError
@@ -34,12 +34,15 @@ from work import LATTICE, Network, Work, structures, write_work
 from worker import peak_gpu_memory
 
 from adlayer.diffusion.generation import generate
+from adlayer.diffusion.kernels import ExactKernel
 from adlayer.diffusion.sampling import PRESETS
 from adlayer.network.graph import Batch, to_batch
 from adlayer.network.inference import FastDenoiser, fast_denoiser, fast_force_field
 from adlayer.network.model import Card, Model
 from adlayer.structures.substrate import build_substrate
 from adlayer.training.checkpoint import load_model
+from adlayer.training.gradients import NetworksOnGpu
+from adlayer.training.settings import Settings
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "gpu.json"
@@ -286,6 +289,31 @@ def parts(run: Run, name: str) -> dict[str, Any]:
     return content
 
 
+def training_parts(run: Run, name: str) -> dict[str, Any]:
+    """Where a training step goes, by the number of structures: drawing, bringing to the card, gradients."""
+    return {str(batch): step_parts(run, model_of(run, name).train(), batch) for batch in run.size.train}
+
+
+def step_parts(run: Run, model: Model, batch: int) -> dict[str, Any]:
+    """Parts of a step of so many structures and frames."""
+    made = structures(Work("", "train", "p(3x3)", "Ag6O4", batch, 1, True, 0.0), 2 * batch)
+    settings = Settings(steps=1, batch=batch, force_batch=batch, repeats=((1, 1),))
+    with ThreadPoolExecutor(1) as helper:
+        networks = NetworksOnGpu(model, dataset_of(made), ExactKernel(), settings, helper, workers=0)
+        graphs, (examples, frames) = networks.graphs, networks.preparation(0)
+        assert examples is not None
+        assert frames is not None
+        one, other = graphs.inputs(model.denoiser, examples), graphs.inputs(model.force_field, frames)
+        works: dict[str, Callable[[], Any]] = {
+            "drawing_s": lambda: networks.preparation(0),
+            "to_the_card_s": lambda: graphs.inputs(model.denoiser, examples),
+            "denoiser_s": lambda: graphs.denoiser(one),
+            "force_field_s": lambda: graphs.force_field(other),
+            "both_s": lambda: (graphs.denoiser(one), graphs.force_field(other)),
+        }
+        return {part: run.timed(work, 1.0) for part, work in works.items()}
+
+
 def search(run: Run, name: str) -> dict[str, Any]:
     """The whole search of a preset with the model that ships: structures a second, and the median learned energy."""
     model = load_model(str(resources.files("adlayer") / "data" / "ag-o.safetensors"), run.device)
@@ -376,6 +404,10 @@ def measure(run: Run, works: list[Work], sides: list[Callable[[], None]]) -> Non
         for name in ("same", "default"):
             tasks[f"{section}.{name}"] = partial(alone, run, f"{section}.{name}", part, name)
     tasks |= {work.name: side for work, side in zip(works[1:], sides[1:], strict=True)}
+    tasks |= {
+        f"training_parts.{name}": partial(alone, run, f"training_parts.{name}", training_parts, name)
+        for name in ("same", "default")
+    }
     tasks |= {f"search.{name}": partial(alone, run, f"search.{name}", search, name) for name in ("fast", "default")}
     for name, task in tasks.items():
         if run.left <= 0.0:
