@@ -48,7 +48,7 @@ HERE = Path(__file__).parent
 OUTPUT = HERE / "gpu.json"
 TOGETHER = 25_600  # atoms at once where the card shall be full
 TARGETS = {"sample": 1 / 10, "train": 1 / 5}
-REPEATS, LEAST = 9, 5
+REPEATS, SHORT_REPEATS, LEAST = 9, 20, 5
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,21 @@ class Run:
             costs.append(time.perf_counter() - start)
         return spread(costs)
 
+    def enough(self, seconds: float, most: int) -> Callable[[int], bool]:
+        """Whether so many rounds are enough, after so many seconds from the first question on.
+
+        At least :data:`LEAST` are wanted, but one will do where there is no time for another.
+        """
+        start: float | None = None
+
+        def enough(n: int) -> bool:
+            nonlocal start
+            start = time.monotonic() if start is None else start
+            spent = time.monotonic() - start
+            return (n >= LEAST and (n >= most or spent >= seconds)) or (n > 0 and self.left < 1.5 * spent / n)
+
+        return enough
+
     def peak(self) -> float | None:
         """Largest memory on the GPU since last asked, MiB."""
         return peak_gpu_memory(torch.cuda) if self.device == "cuda" else None
@@ -183,10 +198,8 @@ def rounds(run: Run, once: Callable[[int], dict[str, Any]], seconds: float) -> l
     """
     once(0)
     costs: list[dict[str, Any]] = []
-    start = time.monotonic()
-    while len(costs) < LEAST or (time.monotonic() - start < seconds and len(costs) < REPEATS):
-        if costs and run.left < 1.5 * (time.monotonic() - start) / len(costs):
-            break
+    enough = run.enough(seconds, REPEATS)
+    while not enough(len(costs)):
         costs.append(once(len(costs) + 1))
     return costs
 
@@ -198,13 +211,7 @@ def our_side(run: Run, work: Work, folder: Path, name: str, seconds: float) -> d
     content = asdict(work) | {"network": asdict(Network()), "window": list(structures(work, 1)[0].info["confinement"])}
     if work.kind == "sample":
         return side(work, rounds(run, prepare_sampling(content, folder, name), seconds))
-    end = time.monotonic() + seconds
-    least, most = (LEAST, 20) if run.left > seconds else (1, 1)
-
-    def enough(n: int) -> bool:
-        return n >= most or (n >= least and time.monotonic() > end)
-
-    return side(work, training_rounds(content, folder, name, run.size.warm, enough))
+    return side(work, training_rounds(content, folder, name, run.size.warm, run.enough(seconds, SHORT_REPEATS)))
 
 
 def start_peer(run: Run, work: Work, folder: Path) -> Worker:

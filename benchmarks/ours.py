@@ -88,28 +88,33 @@ def dataset_of(structures: list[Any]) -> Dataset:
     return Dataset(examples[:-1], examples[-1:], frames[:-1], frames[-1:], {}, {}, "benchmark")
 
 
+Progress = Callable[[int, float, float], None]
+
+
 class _EnoughError(Exception):
     """Ends a training."""
 
 
-def _training(
-    work: dict[str, Any], folder: Path, size: str, seed: int, progress: Callable[..., None]
-) -> dict[str, Any]:
-    """Train until ``progress`` ends it; returns atoms and edges of a structure."""
+def _trainer(work: dict[str, Any], folder: Path, size: str) -> tuple[Callable[[int, Progress], None], dict[str, Any]]:
+    """What trains with a seed until its progress ends it, and atoms and edges of a structure."""
     structures = read(folder / "structures.extxyz", ":")
     for atoms in structures:
         atoms.info["confinement"] = work["window"]
     edges, n = neighbours(to_batch(structures), work["network"]["cutoff"]), work["batch"]
-    settings = Settings(
-        steps=10**6, batch=n, force_batch=n if work["force_field"] else 0, repeats=((1, 1),), seed=seed
-    )  # fmt: skip
+    settings = Settings(steps=10**6, batch=n, force_batch=n if work["force_field"] else 0, repeats=((1, 1),))
     data, shape = dataset_of(structures), architecture(work["network"], size)
-    with contextlib.suppress(_EnoughError):
-        train(data, shape, settings, device=work["device"], every=np.inf, progress=progress)
-    return {"atoms": len(structures[0]), "edges": len(edges.sender) / len(structures)}
+
+    def trained(seed: int, progress: Progress) -> None:
+        with contextlib.suppress(_EnoughError):
+            given = replace(settings, seed=seed)
+            train(data, shape, given, device=work["device"], every=np.inf, progress=progress)
+
+    return trained, {"atoms": len(structures[0]), "edges": len(edges.sender) / len(structures)}
 
 
 def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
+    trained, facts = _trainer(work, folder, size)
+
     def run(seed: int) -> dict[str, Any]:
         watch, cost = Stopwatch(), dict[str, Any]()
 
@@ -121,7 +126,7 @@ def prepare_training(work: dict[str, Any], folder: Path, size: str) -> Any:
                 cost = watch.cost(work["steps"])
                 raise _EnoughError
 
-        facts = _training(work, folder, size, seed, note)
+        trained(seed, note)
         return cost | facts
 
     return run
@@ -147,7 +152,8 @@ def training_rounds(
                 raise _EnoughError
             watch = Stopwatch()
 
-    facts = _training(work, folder, size, 1, note)
+    trained, facts = _trainer(work, folder, size)
+    trained(1, note)
     return [cost | facts | _gpu_memory(work) for cost in costs]
 
 

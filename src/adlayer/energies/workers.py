@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from adlayer.errors import UserError
@@ -30,9 +31,15 @@ def _end_with_parent() -> None:
 
 
 def start_worker() -> None:
-    """Begin a worker process: it dies with its parent, not of Ctrl-C."""
+    """Begin a worker process: it dies with its parent, not of Ctrl-C, and has none of the parent's handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()  # even if it was killed
+
+
+def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """The processes of a pool, whatever has become of it."""
+    return list((getattr(pool, "_processes", None) or {}).values())
 
 
 @contextlib.contextmanager
@@ -87,7 +94,7 @@ def worker_pool(workers: int | None = None, executor_url: str | None = None) -> 
     try:
         yield pool, count
     except BaseException:
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
+        for process in processes_of(pool):
             process.terminate()
         raise
     finally:

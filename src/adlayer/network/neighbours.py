@@ -35,6 +35,11 @@ class Edges:
     shift: Tensor  # (E, 2) lattice steps of the sender's image, in the batch's floating-point type
     paired: bool = False
 
+    @classmethod
+    def both_ways(cls, first: Tensor, second: Tensor, shift: Tensor) -> Edges:
+        """From the atoms of pairs (P,) and the lattice steps (P, 2) from first to second."""
+        return cls(torch.cat([first, second]), torch.cat([second, first]), torch.cat([shift, -shift]), paired=True)
+
     @property
     def n_pairs(self) -> int:
         """Edges that differ in length: E/2 where they are paired, else E."""
@@ -79,9 +84,7 @@ def neighbours(batch: Batch, cutoff: float, *, among_substrate: bool = True) -> 
             i, j, shift = _each_with_each(kernels, batch, cutoff, among_substrate)
         else:
             i, j, shift = _listed(batch, cutoff, among_substrate)
-    return Edges(
-        torch.cat([i, j]), torch.cat([j, i]), torch.cat([shift, -shift]).to(batch.positions.dtype), paired=True
-    )
+    return Edges.both_ways(i, j, shift.to(batch.positions.dtype))
 
 
 class _Search(ctypes.Structure):

@@ -81,11 +81,6 @@ class Example:
         """Overlayer atoms of each element."""
         return Counter(chemical_symbols[z] for z in self.numbers[self.mobile])
 
-    @cached_property
-    def shares(self) -> dict[str, float]:
-        """Fraction of the overlayer atoms that each element has."""
-        return {symbol: n / self.n_mobile for symbol, n in self.counts.items()}
-
 
 @dataclass(frozen=True)
 class Frame:

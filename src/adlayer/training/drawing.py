@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adlayer.diffusion.schedule import LinearBeta, log_uniform_sigma, sigma_max_for
 from adlayer.network.graph import Batch
-from adlayer.network.model import Card
+from adlayer.network.model import Card, composition_fractions
 from adlayer.training.dataset import Dataset, Example, Frame
 from adlayer.training.settings import Settings
 
@@ -32,8 +32,7 @@ def random_windows(examples: Sequence[Example], rng: np.random.Generator) -> np.
 
 def conditions(examples: Sequence[Example], card: Card, rng: np.random.Generator, drop: float) -> Tensor:
     """Conditions (B, K) of examples: energy and composition, each dropped by chance."""
-    others = card.elements[1:]
-    rows = np.array([(e.energy_above, *[e.shares.get(symbol, 0.0) for symbol in others]) for e in examples])
+    rows = np.array([(e.energy_above, *composition_fractions(e.counts, card.elements)) for e in examples])
     no_energy, no_composition = rng.random((2, len(examples))) < drop
     rows[no_energy, 0] = np.nan
     rows[no_composition, 1:] = np.nan

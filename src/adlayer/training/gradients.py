@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import signal
 import warnings
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adlayer.diffusion.kernels import Kernel
-from adlayer.energies.workers import default_workers, start_worker
+from adlayer.energies.workers import default_workers, processes_of, start_worker
 from adlayer.network.model import Model
 from adlayer.training.dataset import Dataset
 from adlayer.training.drawing import blocks, draw, draw_frames, draw_sigma
@@ -180,13 +179,12 @@ def _forked(preparation: Preparation, workers: int) -> ProcessPoolExecutor | Non
 
 def _end(pool: ProcessPoolExecutor) -> None:
     """Kill the workers of a pool, whatever they wait for."""
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
+    for process in processes_of(pool):
         process.kill()
     pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handlers are not for us
     start_worker()
     torch.set_num_threads(1)
     gc.disable()  # nothing of the parent's is freed here

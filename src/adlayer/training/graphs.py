@@ -41,9 +41,8 @@ class Inputs:
     def edges(self, dtype: torch.dtype) -> Edges:
         """The pairs, both ways."""
         n = len(self.pairs) // 4
-        (first, second), shift = self.pairs[: 2 * n].view(2, n), self.pairs[2 * n :].view(n, 2).to(dtype)
-        receiver, sender = torch.cat([first, second]), torch.cat([second, first])
-        return Edges(receiver, sender, torch.cat([shift, -shift]), paired=True)
+        first, second = self.pairs[: 2 * n].view(2, n)
+        return Edges.both_ways(first, second, self.pairs[2 * n :].view(n, 2).to(dtype))
 
 
 def filled_pairs(edges: Edges, n_atoms: int) -> Tensor:

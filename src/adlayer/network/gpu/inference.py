@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adlayer.network.gpu.neighbours import Arrivals, Plan, arrivals
 from adlayer.network.gpu.replay import Replayed
-from adlayer.network.gpu.rows import rows, three, vectors
+from adlayer.network.gpu.rows import images, rows, three, vectors
 from adlayer.network.graph import Batch
 
 _EDGES, _WARPS = 4, 1  # that a program works on at once, with all their features: measured on an H200
@@ -274,19 +274,10 @@ def _element(atoms, F: tl.constexpr, BLOCK: tl.constexpr):
     return k // F, k % F, k < atoms * F
 
 
-@triton.jit
-def _mixed(m, i, f, here, F: tl.constexpr):
-    """The two images of vectors, component by component: x, y, z of the first and of the second."""
-    at = m + 6 * F * i + f
-    first = tl.load(at, mask=here), tl.load(at + 2 * F, mask=here), tl.load(at + 4 * F, mask=here)
-    second = tl.load(at + F, mask=here), tl.load(at + 3 * F, mask=here), tl.load(at + 5 * F, mask=here)
-    return first[0], first[1], first[2], second[0], second[1], second[2]
-
-
 @triton.jit(do_not_specialize=["atoms"])
 def _joined(s, m, both, dot, atoms, EPSILON: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
     i, f, here = _element(atoms, F, BLOCK)
-    x, y, z, p, q, r = _mixed(m, i, f, here, F)
+    x, y, z, p, q, r = images(m + 6 * F * i + f, 2 * F, here, F)
     tl.store(both + 2 * F * i + f, tl.load(s + F * i + f, mask=here), mask=here)
     tl.store(both + 2 * F * i + F + f, tl.sqrt(x * x + y * y + z * z + EPSILON), mask=here)
     tl.store(dot + F * i + f, x * p + y * q + z * r, mask=here)
@@ -297,7 +288,7 @@ def _update(a, m, dot, s, v, atoms, F: tl.constexpr, BLOCK: tl.constexpr):
     i, f, here = _element(atoms, F, BLOCK)
     at, on, on_v = a + 3 * F * i + f, s + F * i + f, v + 3 * F * i + f
     gate = tl.load(at + F, mask=here)
-    _, _, _, p, q, r = _mixed(m, i, f, here, F)
+    _, _, _, p, q, r = images(m + 6 * F * i + f, 2 * F, here, F)
     more = tl.load(at, mask=here) + tl.load(at + 2 * F, mask=here) * tl.load(dot + F * i + f, mask=here)
     tl.store(on, tl.load(on, mask=here) + more, mask=here)
     tl.store(on_v, tl.load(on_v, mask=here) + gate * p, mask=here)
@@ -311,7 +302,7 @@ def _update_gradient(g, h, m, dot, da, atoms, MOVED: tl.constexpr, F: tl.constex
     at, back = da + 3 * F * i + f, tl.load(g + F * i + f, mask=here)
     gate = tl.zeros([BLOCK], dtype=g.dtype.element_ty)
     if MOVED:
-        _, _, _, p, q, r = _mixed(m, i, f, here, F)
+        _, _, _, p, q, r = images(m + 6 * F * i + f, 2 * F, here, F)
         on = h + 3 * F * i + f
         gate = tl.load(on, mask=here) * p + tl.load(on + F, mask=here) * q + tl.load(on + 2 * F, mask=here) * r
     tl.store(at, back, mask=here)
@@ -322,7 +313,7 @@ def _update_gradient(g, h, m, dot, da, atoms, MOVED: tl.constexpr, F: tl.constex
 @triton.jit(do_not_specialize=["atoms"])
 def _joined_gradient(dboth, both, a, m, h, g, dm, atoms, MOVED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
     i, f, here = _element(atoms, F, BLOCK)
-    x, y, z, p, q, r = _mixed(m, i, f, here, F)
+    x, y, z, p, q, r = images(m + 6 * F * i + f, 2 * F, here, F)
     pair, on = 2 * F * i + f, 6 * F * i + f
     back = tl.load(g + F * i + f, mask=here)
     stretch = tl.load(dboth + pair + F, mask=here) / tl.load(both + pair + F, mask=here, other=1.0)

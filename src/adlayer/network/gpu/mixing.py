@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adlayer.network.gpu.rows import images
+
 _ELEMENTS = 1024  # of a program
 
 
@@ -100,22 +102,12 @@ def _element(atoms, F: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["atoms"])
-def _mixed(mixed, i, f, here, atoms, F: tl.constexpr):
-    """Two vectors, component by component."""
-    at, step = mixed + 2 * F * i + f, atoms.to(tl.int64) * 2 * F
-    first = tl.load(at, mask=here), tl.load(at + step, mask=here), tl.load(at + 2 * step, mask=here)
-    at += F
-    second = tl.load(at, mask=here), tl.load(at + step, mask=here), tl.load(at + 2 * step, mask=here)
-    return first[0], first[1], first[2], second[0], second[1], second[2]
-
-
-@triton.jit(do_not_specialize=["atoms"])
 def _join(
     s, mixed, more, structure, both, dot, second, atoms, EPSILON: tl.constexpr, MORE: tl.constexpr, F: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     k, i, f, here, every = _element(atoms, F, BLOCK)
-    x, y, z, p, q, r = _mixed(mixed, i, f, here, atoms, F)
+    x, y, z, p, q, r = images(mixed + 2 * F * i + f, 2 * every, here, F)
     one, other = tl.load(s + k, mask=here), tl.sqrt(x * x + y * y + z * z + EPSILON)
     if MORE:
         row = more + 2 * F * tl.load(structure + i, mask=here, other=0) + f
@@ -133,7 +125,7 @@ def _join_gradient(
     g, h, to, mixed, to_s, to_mixed, atoms, EPSILON: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     k, i, f, here, every = _element(atoms, F, BLOCK)
-    x, y, z, p, q, r = _mixed(mixed, i, f, here, atoms, F)
+    x, y, z, p, q, r = images(mixed + 2 * F * i + f, 2 * every, here, F)
     at, on, step = g + 2 * F * i + f, to_mixed + 2 * F * i + f, 2 * every
     stretch = tl.load(at + F, mask=here) / tl.sqrt(x * x + y * y + z * z + EPSILON)
     product = tl.load(h + k, mask=here)

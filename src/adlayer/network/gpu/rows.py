@@ -19,6 +19,14 @@ def three(base, index, step, f, mask):
 
 
 @triton.jit
+def images(at, step, mask, F: tl.constexpr):
+    """Both images of vectors, component by component a ``step`` apart: x, y, z of the first and of the second."""
+    x, y, z = tl.load(at, mask=mask), tl.load(at + step, mask=mask), tl.load(at + 2 * step, mask=mask)
+    at += F
+    return x, y, z, tl.load(at, mask=mask), tl.load(at + step, mask=mask), tl.load(at + 2 * step, mask=mask)
+
+
+@triton.jit
 def vectors(u, index, step, sign, here):
     """Three components of vectors, each a ``step`` after the one before, with a sign, (EDGES, 1) each."""
     x = sign * tl.load(u + index, mask=here, other=0.0)
